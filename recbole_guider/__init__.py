@@ -1,0 +1,34 @@
+"""Denoise multi-modal recommenders in RecBole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole_guider import compat
+
+__version__ = "0.1.0"
+__all__ = [
+    "__version__",
+    "list_models",
+    "load_data_and_model",
+    "objective_function",
+    "run_recbole_guider",
+]
+
+compat.apply()
+
+_HOMES = {
+    "list_models": "recbole_guider.registry",
+    "load_data_and_model": "recbole_guider.quick_start",
+    "objective_function": "recbole_guider.quick_start",
+    "run_recbole_guider": "recbole_guider.quick_start",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # loaded when asked for: `recbole-guider --help` and `from recbole_guider.amsc import calibrate` need no RecBole
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

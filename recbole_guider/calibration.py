@@ -1,0 +1,80 @@
+"""From a RecBole training set to what AMSC says about each of its interactions, and back into its batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_guider.amsc import Calibration, calibrate
+from recbole_guider.data.features import require_content
+from recbole_guider.errors import GuiderError
+from recbole_guider.settings import GuiderSettings
+
+#: The column of the training interactions that carries the probability that an interaction is clean.
+CLEAN_PROBABILITY = "clean_probability"
+
+
+def calibrate_dataset(
+    config: Any, dataset: Any, *, behaviour_embeddings: np.ndarray | None = None
+) -> Calibration:
+    """Run AMSC on the interactions of a training set.
+
+    Args:
+        config: a GuiderConfig whose guider block is on.
+        dataset: the training part of a GuiderDataset.
+        behaviour_embeddings: item vectors ``[n_items, d]`` in RecBole's item ids that replace co-occurrence as the
+            behaviour modality (recalibration from the teacher).
+
+    Returns:
+        The calibration, one entry for each row of ``dataset.inter_feat``.
+
+    Raises:
+        GuiderError: there is nothing to compare items by, or a modality that the settings name does not exist.
+    """
+    settings: GuiderSettings = config.guider_settings
+    features = dataset.item_features
+    wanted = settings.calibration.modalities
+    if wanted != "all":
+        unknown = [name for name in wanted if name not in features]
+        if unknown:
+            raise GuiderError(
+                f"guider.calibration.modalities names {unknown[0]!r}: this data set has "
+                f"{', '.join(features) or 'no modalities'}."
+            )
+        features = {name: features[name] for name in wanted}
+    if settings.calibration.method != "none" and not settings.calibration.behaviour:
+        require_content(config, features)
+    # RecBole's ids start at 1, row 0 is padding
+    return calibrate(
+        dataset.inter_feat[dataset.uid_field].numpy() - 1,
+        dataset.inter_feat[dataset.iid_field].numpy() - 1,
+        {name: (part.values[1:], part.present[1:]) for name, part in features.items()},
+        n_users=dataset.user_num - 1,
+        n_items=dataset.item_num - 1,
+        settings=settings.calibration,
+        seed=config["seed"],
+        behaviour_embeddings=None if behaviour_embeddings is None else behaviour_embeddings[1:],
+    )
+
+
+def attach(dataset: Any, clean_probability: torch.Tensor) -> None:
+    """Put the probabilities into the training interactions, so that every batch carries its own.
+
+    Args:
+        dataset: the training part of a data set.
+        clean_probability: float32 ``[nnz]``, in the order of ``dataset.inter_feat``.
+    """
+    dataset.inter_feat.update(Interaction({CLEAN_PROBABILITY: clean_probability}))
+
+
+def summary(calibration: Calibration) -> dict[str, Any]:
+    """What a run reports of its calibration: noise rate, modality weights, numbers of true and false interactions."""
+    return {
+        "noise_rate": float(calibration.noise_rate),
+        "modality_weights": {name: float(weight) for name, weight in calibration.modality_weights.items()},
+        "n_true": int(calibration.is_clean.sum()),
+        "n_false": int((~calibration.is_clean).sum()),
+    }

@@ -1,0 +1,176 @@
+"""Checkpoints of plain data, for RecBole's trainers and ours: safe to load, and enough to resume exactly."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.utils import set_color
+
+from recbole_guider.errors import GuiderError
+
+
+def plain(value: Any) -> Any:
+    """``value`` with numpy scalars and arrays, paths and tuples turned into what ``weights_only`` loading accepts.
+
+    Raises:
+        TypeError: something is neither plain data nor a tensor.
+    """
+    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+        # np.float64 is a float and np.str_ a str, but neither loads with weights_only
+        return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(entry) for entry in value]
+    raise TypeError(f"a {type(value).__name__} is not plain data: {value!r}")
+
+
+def save(state: Mapping[str, Any], file: str | Path) -> None:
+    """Write ``state`` so that ``file`` is either the old one or the new one, never half of it."""
+    temporary = f"{file}.{secrets.token_hex(4)}.partial"
+    try:
+        torch.save(dict(state), temporary)
+        os.replace(temporary, file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load(file: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only``: nothing in the file can run code.
+
+    Raises:
+        GuiderError: there is no such file, or it is not a checkpoint of this package.
+    """
+    if not Path(file).is_file():
+        raise GuiderError(f"There is no checkpoint {file}: give the path that a run printed as its checkpoint.")
+    try:
+        state = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds here, all of which mean the same to the user
+        raise GuiderError(
+            f"{file} is not a checkpoint of recbole-guider ({type(error).__name__}): files that RecBole itself saved "
+            f"hold pickled objects and are not loaded."
+        ) from error
+    if not isinstance(state, dict) or "config" not in state or "state_dict" not in state:
+        raise GuiderError(f"{file} is not a checkpoint of recbole-guider: it has no config and no state_dict.")
+    return state
+
+
+def random_state(train_data: Any) -> dict[str, Any]:
+    """The state of every generator that training draws from, as plain data and tensors."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # RecBole samples from the global one
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss),
+                  float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "loader": train_data.generator.get_state(),
+    }
+
+
+def restore_random_state(state: Mapping[str, Any], train_data: Any) -> None:
+    """Continue every generator where :func:`random_state` left it."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([entry.cpu() for entry in state["cuda"]])
+    train_data.generator.set_state(state["loader"].cpu())
+
+
+class PlainCheckpoints:
+    """Mixed into a RecBole trainer: the same training, with checkpoints of plain data that resume exactly.
+
+    Two files: ``<model>-<time>-<unique>.pth`` is the best model by validation, as RecBole has it;
+    ``<the same>.last.pth`` is rewritten after every evaluation, so that a killed run continues where it was
+    (``resume: <file>``), and is removed when training ends.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)  # type: ignore[call-arg]  # the trainer beside this mixin takes both
+        stem, extension = os.path.splitext(self.saved_model_file)
+        # RecBole names checkpoints by the second: two runs that start together would share a file
+        self.saved_model_file = f"{stem}-{secrets.token_hex(3)}{extension}"
+        self._train_data: Any = None
+        self._resumed_random_state: Mapping[str, Any] | None = None
+
+    @property
+    def last_model_file(self) -> str:
+        """Where the state after the latest evaluation lies while training runs."""
+        return f"{os.path.splitext(self.saved_model_file)[0]}.last.pth"
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a trainer needs beyond RecBole's own state to continue; plain data and tensors."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`extra_state` gave."""
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        file = kwargs.pop("saved_model_file", self.saved_model_file)
+        state = {
+            "config": self.config.to_plain(),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": plain(self.best_valid_score),
+            "best_valid_result": plain(self.best_valid_result),
+            "best_model_file": os.path.basename(self.saved_model_file),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": plain(self.model.other_parameter()),
+            "optimizer": self.optimizer.state_dict(),
+            "random_state": None if self._train_data is None else random_state(self._train_data),
+            "extra_state": self.extra_state(),
+        }
+        save(state, file)
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {file}")
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """Continue from a checkpoint: the weights, every optimiser, the counters and the random streams."""
+        state = load(resume_file, self.device)
+        if state["config"]["model"] != self.config["model"]:
+            raise GuiderError(
+                f"{resume_file} holds a {state['config']['model']}: it cannot continue as {self.config['model']}."
+            )
+        super().resume_checkpoint(resume_file)  # type: ignore[misc]  # the trainer beside this mixin has it
+        self.saved_model_file = os.path.join(os.path.dirname(str(resume_file)), state["best_model_file"])
+        self.best_valid_result = state["best_valid_result"]
+        self._resumed_random_state = state["random_state"]
+        self.load_extra_state(state["extra_state"])
+
+    def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True,
+            show_progress: bool = False, callback_fn: Any = None) -> tuple[float, Any]:
+        self._train_data = train_data
+        if self._resumed_random_state is not None:
+            restore_random_state(self._resumed_random_state, train_data)
+            self._resumed_random_state = None
+
+        def after_evaluation(epoch_idx: int, valid_score: float) -> None:
+            if saved:
+                self._save_checkpoint(epoch_idx, verbose=False, saved_model_file=self.last_model_file)
+            if callback_fn:
+                callback_fn(epoch_idx, valid_score)
+
+        result = super().fit(  # type: ignore[misc]  # the trainer beside this mixin has it
+            train_data, valid_data, verbose, saved, show_progress, after_evaluation
+        )
+        Path(self.last_model_file).unlink(missing_ok=True)
+        return result

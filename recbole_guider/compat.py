@@ -1,0 +1,250 @@
+"""Every bridge between RecBole 1.2.1 and the releases around it: one function each, why it is there, when it can go.
+
+The shims change RecBole where possible, and numpy, scipy and torch only by what they removed. None changes a number:
+with the releases that RecBole was written for, each is without effect.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+_applied = False
+
+
+def apply() -> None:
+    """Put every shim in place, once. Importing recbole_guider calls it, and so does every worker process."""
+    global _applied
+    if _applied:
+        return
+    numpy_aliases()
+    scipy_dok_update()
+    pandas_reading()
+    pandas_loading()
+    torch_load()
+    torch_amp()
+    _applied = True
+
+
+def numpy_aliases() -> None:
+    """Give numpy back the names that RecBole uses: ``np.float`` and the like, ``np.float_`` and the like.
+
+    Why: numpy 1.24 removed the first; RecBole's own bridge (``Config.compatibility_settings``) restores them from the
+    second, which numpy 2 removed, and runs too late for code that needs no Config. What is there already stays.
+    Can go when RecBole's sources use the builtin types.
+    """
+    gone = {
+        "float_": np.float64,
+        "complex_": np.complex128,
+        "unicode_": np.str_,
+        "bool": np.bool_,
+        "int": np.int_,
+        "float": np.float64,
+        "complex": np.complex128,
+        "object": np.object_,
+        "str": np.str_,
+        "long": np.int_,
+        "unicode": np.str_,
+    }
+    for name, scalar in gone.items():
+        if name not in vars(np):  # hasattr would make numpy warn
+            setattr(np, name, scalar)
+
+
+def scipy_dok_update() -> None:
+    """Give scipy's ``dok_matrix`` its method ``_update`` back: set many entries from a dict of (row, column) -> value.
+
+    Why: scipy 1.13 removed it; RecBole's LightGCN, NGCF, NCL, GCMC, SpectralCF, KGIN and MCCLK build their graphs with it.
+    Can go when RecBole builds them another way.
+    """
+    from scipy.sparse import dok_matrix
+
+    if not hasattr(dok_matrix, "_update"):
+
+        def update(self: Any, data: dict[tuple[int, int], Any]) -> None:
+            self._dict.update(data)
+
+        dok_matrix._update = update
+
+
+def pandas_reading() -> None:
+    """Let RecBole read atomic files into the columns that it expects: text as objects, empty sequences as "".
+
+    Why: pandas 3 reads text into a string type of its own, and ``df[field].fillna("", inplace=True)``, by which RecBole
+    fills empty sequences, changes a copy: the next line then splits a NaN. Only RecBole's data set module is affected:
+    its name ``pd`` gets another ``read_csv``.
+    Can go when RecBole assigns the filled column back (``df[field] = df[field].fillna("")``).
+    """
+    import pandas as pd
+
+    if not _pandas_3():
+        return
+
+    def read_csv(*args: Any, **kwargs: Any) -> Any:
+        frame = pd.read_csv(*args, **kwargs)
+        for column in frame.columns:
+            if isinstance(frame[column].dtype, pd.StringDtype):
+                frame[column] = frame[column].astype(object)
+            if str(column).endswith("_seq"):
+                frame[column] = frame[column].fillna("")
+        return frame
+
+    module = importlib.import_module("recbole.data.dataset.dataset")
+    module.pd = _Overlay(pd, read_csv=read_csv)  # type: ignore[attr-defined]  # a module's name
+
+
+def pandas_loading() -> None:
+    """Let RecBole's data sets fill missing values and measure sequences on pandas 3, and silence pandas 2 about both.
+
+    Why: in ``Dataset._fill_nan`` the chained ``feat[field].fillna(..., inplace=True)`` changes a copy since pandas 3, so
+    that the padding row of a float column stays NaN: the same values are now filled in before. ``Series.agg(len)``, in
+    the remapping, normalising and binning of sequences, gives one number since pandas 3, not one for each row: within
+    the loading of a data set it has its old meaning. pandas 2.1 to 2.3 announce both changes in warnings that a user
+    can do nothing about.
+    Can go when RecBole assigns the filled column back and uses ``Series.map(len)``.
+    """
+    from recbole.data.dataset import Dataset
+
+    fill_nan, from_scratch = Dataset._fill_nan, Dataset._from_scratch
+
+    @functools.wraps(fill_nan)
+    def fill_nan_in_place(self: Any) -> None:
+        if _pandas_3():
+            _fill_columns(self)
+        fill_nan(self)
+
+    @functools.wraps(from_scratch)
+    def load(self: Any) -> None:
+        with _sequence_lengths(), warnings.catch_warnings():
+            for message in (".*inplace method.*", ".*chained assignment.*", ".*in Series.agg.*"):
+                warnings.filterwarnings("ignore", message, Warning, module=r"recbole\.data\.")
+            from_scratch(self)
+
+    Dataset._fill_nan = fill_nan_in_place
+    Dataset._from_scratch = load
+
+
+def _fill_columns(dataset: Any) -> None:
+    """What ``Dataset._fill_nan`` means to fill: 0 in token columns, the mean in float columns."""
+    from recbole.utils import FeatureType
+
+    for name in dataset.feat_name_list:
+        feat = getattr(dataset, name)
+        for field in feat:
+            if dataset.field2type[field] == FeatureType.TOKEN:
+                feat[field] = feat[field].fillna(0)
+            elif dataset.field2type[field] == FeatureType.FLOAT:
+                feat[field] = feat[field].fillna(feat[field].mean())
+
+
+@contextmanager
+def _sequence_lengths() -> Iterator[None]:
+    """``Series.agg(len)`` gives the length of each entry, here and now."""
+    import pandas as pd
+
+    original = pd.Series.agg
+
+    @functools.wraps(original)
+    def agg(self: Any, func: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return self.map(len) if func is len else original(self, func, *args, **kwargs)
+
+    pd.Series.agg = agg  # type: ignore[method-assign]  # until the data set is loaded
+    try:
+        yield
+    finally:
+        pd.Series.agg = original  # type: ignore[method-assign]  # as it was
+
+
+def torch_load() -> None:
+    """Let RecBole's own trainers and ``load_data_and_model`` read RecBole's own checkpoints.
+
+    Why: since torch 2.6 ``torch.load`` reads plain data only, and RecBole's checkpoints hold a pickled Config. There, and
+    only there, a file that is not plain data is read as before, which trusts the file as RecBole always did. Code outside
+    RecBole keeps torch's rule: a trainer that is not RecBole's own class does not get this.
+    Can go when RecBole stores plain data, or passes weights_only=False itself.
+    """
+    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+    public = importlib.import_module("recbole.quick_start")
+    trainer = importlib.import_module("recbole.trainer.trainer")
+
+    def of_recbole(instance: Any) -> bool:
+        return type(instance).__module__.partition(".")[0] == "recbole"
+
+    load_data_and_model = _reading_pickles(quick_start.load_data_and_model, lambda model_file: True)
+    for module in (quick_start, public):
+        module.load_data_and_model = load_data_and_model  # type: ignore[attr-defined]  # a module's name
+    for trainer_class in vars(trainer).values():
+        if not isinstance(trainer_class, type) or not issubclass(trainer_class, trainer.AbstractTrainer):
+            continue
+        for name in ("resume_checkpoint", "evaluate"):
+            if name in vars(trainer_class):
+                setattr(trainer_class, name, _reading_pickles(vars(trainer_class)[name], of_recbole))
+
+
+def _reading_pickles(function: Callable[..., Any], applies: Callable[[Any], bool]) -> Callable[..., Any]:
+    """``function``, within which ``torch.load`` falls back to pickles if ``applies(first argument)``."""
+    import torch
+
+    @functools.wraps(function)
+    def wrapped(first: Any, *args: Any, **kwargs: Any) -> Any:
+        if not applies(first):
+            return function(first, *args, **kwargs)
+        original = torch.load
+
+        def load(*load_args: Any, **load_kwargs: Any) -> Any:
+            if load_kwargs.get("weights_only") is not None:
+                return original(*load_args, **load_kwargs)
+            try:
+                return original(*load_args, **{**load_kwargs, "weights_only": True})
+            except pickle.UnpicklingError:
+                return original(*load_args, **{**load_kwargs, "weights_only": False})
+
+        torch.load = load
+        try:
+            return function(first, *args, **kwargs)
+        finally:
+            torch.load = original
+
+    return wrapped
+
+
+def torch_amp() -> None:
+    """Point RecBole's trainer to ``torch.amp`` instead of ``torch.cuda.amp``.
+
+    Why: torch 2.4 deprecated the latter, which now warns at every batch. The meaning is the same.
+    Can go when RecBole imports torch.amp.
+    """
+    import torch
+
+    if hasattr(torch.amp, "GradScaler"):
+        trainer = importlib.import_module("recbole.trainer.trainer")
+        trainer.amp = SimpleNamespace(  # type: ignore[attr-defined]  # a module's name
+            autocast=functools.partial(torch.amp.autocast, "cuda"),
+            GradScaler=functools.partial(torch.amp.GradScaler, "cuda"),
+        )
+
+
+def _pandas_3() -> bool:
+    import pandas as pd
+
+    return int(pd.__version__.partition(".")[0]) >= 3
+
+
+class _Overlay(ModuleType):
+    """A module with some of its names replaced, for one importer."""
+
+    def __init__(self, module: ModuleType, **names: Any) -> None:
+        super().__init__(module.__name__, module.__doc__)
+        self._module = module
+        vars(self).update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)

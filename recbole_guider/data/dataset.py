@@ -1,0 +1,344 @@
+"""RecBole's data set with item content, and the loaders of a run.
+
+Without content, noise or another mask, everything here is RecBole's own: the same ids, splits and batches.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction, cat_interactions
+from recbole.utils import FeatureType, ModelType
+from recbole.utils.argument_list import dataset_arguments
+
+from recbole_guider.data.features import ItemFeatures, load_item_features, modality_files
+from recbole_guider.data.noise import inject_interactions, shuffle_features
+from recbole_guider.errors import GuiderError
+from recbole_guider.evaluation import apply_eval_mask, batch_by_memory, eval_mask_of
+from recbole_guider.settings import GuiderSettings, NoiseSettings
+
+
+class GuiderDataset(Dataset):
+    """RecBole's ``Dataset`` for general recommenders, with the content of the items.
+
+    Attributes:
+        item_features: dict name -> :class:`~recbole_guider.data.features.ItemFeatures`, aligned to the internal item
+            ids; read at first use, then shared by all copies (the splits).
+        is_injected: bool [number of interactions], True where the interaction is noise that
+            ``noise.interactions`` added. Follows every sorting and shuffling.
+    """
+
+    def _get_preset(self) -> None:
+        super()._get_preset()
+        self._content: dict[str, Any] = {}  # one object for all copies
+        self._atomic: dict[str, _AtomicFeature] = {}
+        self._injected_keys = np.zeros(0, dtype=np.int64)
+
+    def _remap_ID_all(self) -> None:
+        """Drop feature rows of unknown items before they get an id, and keep the raw values.
+
+        Raw, because RecBole normalises float columns later on (``normalize_all`` is its default).
+        """
+        item_fields = [field for field in self.alias["item_id"] if field in self.field2type]
+        sources = {}
+        for suffix in self.config["additional_feat_suffix"] or []:
+            feat = getattr(self, f"{suffix}_feat")
+            ids = [] if feat is None else [field for field in feat if field in item_fields]
+            if len(ids) == 1:
+                sources[suffix] = ids[0]
+        known = self._known_items(set(sources.values())) if sources else set()
+        for suffix, id_field in sources.items():
+            feat = getattr(self, f"{suffix}_feat")
+            feat = feat[feat[id_field].isin(known)].drop_duplicates(id_field, keep="first")
+            setattr(self, f"{suffix}_feat", feat.reset_index(drop=True))
+        super()._remap_ID_all()
+        for suffix, id_field in sources.items():
+            feat = getattr(self, f"{suffix}_feat")
+            columns = {
+                field: feat[field].to_numpy(copy=True)
+                for field in feat
+                if self.field2type[field] in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ)
+            }
+            if columns:
+                self._atomic[suffix] = _AtomicFeature(feat[id_field].to_numpy(dtype=np.int64), columns)
+
+    def _known_items(self, feature_ids: set[str]) -> set[str]:
+        """Tokens of the items that occur anywhere but in the extra feature files."""
+        known: set[str] = set()
+        for feat_name in self.feat_name_list:
+            feat = getattr(self, feat_name)
+            for field in feat:
+                if field not in self.alias["item_id"] or field in feature_ids:
+                    continue
+                values = feat[field]
+                if self.field2type[field] == FeatureType.TOKEN_SEQ:
+                    values = pd.Series([token for tokens in values for token in tokens], dtype=object)
+                known.update(values.dropna().unique())
+        return known
+
+    @property
+    def atomic_features(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """suffix -> (internal item ids [m], raw values [m, d]) of the ``additional_feat_suffix`` files of items.
+
+        Raises:
+            GuiderError: an item's file of which ``load_col`` loads nothing, or rows of different width.
+        """
+        for suffix in self.config["additional_feat_suffix"] or []:
+            if getattr(self, f"{suffix}_feat") is None:
+                raise GuiderError(
+                    f"additional_feat_suffix {suffix!r} loads no column of {self.dataset_name}.{suffix}; "
+                    f"add `{suffix}: '*'` to load_col."
+                )
+        return {suffix: (feature.item_ids, feature.matrix(suffix)) for suffix, feature in self._with_rows()}
+
+    def _with_rows(self) -> list[tuple[str, _AtomicFeature]]:
+        return [(suffix, feature.without_empty_rows()) for suffix, feature in self._atomic.items()]
+
+    @property
+    def item_features(self) -> dict[str, ItemFeatures]:
+        """Content of the items by modality; empty where the configuration names none. See ``load_item_features``."""
+        if "features" not in self._content:
+            features = load_item_features(self.config, self)
+            noise = noise_of(self.config)
+            if noise.features > 0:
+                features = shuffle_features(features, noise.features, noise.seed)
+            self._content["features"] = features
+        return self._content["features"]
+
+    @property
+    def is_injected(self) -> np.ndarray:
+        """bool [number of interactions]: added by ``noise.interactions``."""
+        if len(self._injected_keys) == 0:
+            return np.zeros(len(self.inter_feat), dtype=bool)
+        users, items = _pairs(self)
+        return np.isin(users * self.item_num + items, self._injected_keys)
+
+    def build(self) -> list[GuiderDataset]:
+        """RecBole's splits, and the noise of ``noise.interactions`` in the training one.
+
+        Noise goes in after splitting and before the samplers are built: negative sampling and masks treat it like
+        any other training interaction.
+        """
+        datasets = super().build()
+        noise = noise_of(self.config)
+        if noise.interactions > 0:
+            _inject(datasets, noise.interactions, noise.seed)
+        return datasets
+
+    def save(self) -> None:
+        """RecBole's ``save``, with a fingerprint of the settings and files beside it; see :func:`build_dataset`."""
+        file = _dataset_file(self.config)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lean = copy.copy(self)
+        # Features are read again when needed, and a configuration may hold classes made at run time.
+        lean.__dict__.update(_content={}, config=None)
+        with open(file, "wb") as stream:
+            pickle.dump(lean, stream)
+        _fingerprint_file(file).write_text(dataset_fingerprint(self.config), encoding="utf-8")
+        self.logger.info(f"Saved the filtered dataset to [{file}]")
+
+
+@dataclass(frozen=True)
+class _AtomicFeature:
+    """Raw float columns of one extra atomic file: ids [m], and per column floats [m] or arrays [m]."""
+
+    item_ids: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+    def without_empty_rows(self) -> _AtomicFeature:
+        """Without the rows that have an id but no value."""
+        filled = np.zeros(len(self.item_ids), dtype=bool)
+        for values in self.columns.values():
+            if values.dtype == object:
+                filled |= np.array([np.size(value) > 0 for value in values], dtype=bool)
+            else:
+                filled |= ~np.isnan(values)
+        return _AtomicFeature(self.item_ids[filled], {name: values[filled] for name, values in self.columns.items()})
+
+    def matrix(self, suffix: str) -> np.ndarray:
+        """float64 [m, d], the columns side by side."""
+        blocks = []
+        for name, values in self.columns.items():
+            if values.dtype == object:
+                widths = {np.size(value) for value in values}
+                if len(widths) > 1:
+                    raise GuiderError(
+                        f"modality {suffix!r}: column {name!r} has rows of {min(widths)} and of {max(widths)} numbers; "
+                        f"every row needs the same width."
+                    )
+                blocks.append(np.stack(list(values)) if len(values) else np.zeros((0, 1)))
+            else:
+                blocks.append(np.asarray(values, dtype=np.float64)[:, None])
+        return np.hstack(blocks)
+
+
+def build_dataset(config: Any) -> Dataset:
+    """The data set of a run: :class:`GuiderDataset` for general models, RecBole's own class for any other type.
+
+    A saved data set (``save_dataset``, ``dataset_save_path``) is loaded only if the fingerprint beside it equals this
+    run's: RecBole's settings, the ``modalities`` and noise settings, and size and time of every file. Without that
+    it is not even opened. (RecBole itself compares its own settings only.)
+
+    Raises:
+        GuiderError: interaction noise for a model that is not a general recommender.
+    """
+    if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
+        if noise_of(config).interactions > 0:
+            raise GuiderError(f"noise.interactions needs a general recommender, which {config['model']} is not.")
+        return create_dataset(config)
+    file = _dataset_file(config)
+    if _is_current(file, dataset_fingerprint(config)):
+        with open(file, "rb") as stream:
+            dataset = pickle.load(stream)
+        dataset.config = config
+        getLogger().info(f"Loaded the filtered dataset from [{file}]")
+        return dataset
+    dataset = GuiderDataset(config)
+    if config["save_dataset"]:
+        dataset.save()
+    return dataset
+
+
+def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
+    """Train, validation and test loaders: RecBole's ``data_preparation``, with these differences.
+
+    - A denoised model gets the loaders of its backbone, which RecBole picks by the model's name.
+    - Full-sort evaluation is batched by memory (``eval_memory_mb``); rankings are the same.
+    - ``eval_mask`` is applied; see :func:`~recbole_guider.evaluation.apply_eval_mask`.
+    - Saved loaders (``save_dataloaders``, ``dataloaders_save_path``) are loaded only if the fingerprint beside them
+      equals this run's.
+
+    Args:
+        config: a RecBole ``Config``; unchanged afterwards.
+        dataset: from :func:`build_dataset`.
+
+    Returns:
+        (train, valid, test) loaders.
+    """
+    protocol = eval_mask_of(config)
+    backbone = config["backbone"] or config["model"]
+    default = Path(config["checkpoint_dir"]) / f"{config['dataset']}-for-{backbone}-dataloader.pth"
+    saved = Path(config["dataloaders_save_path"] or default)
+    fingerprint = dataset_fingerprint(config, loaders=True)
+    changes: dict[str, Any] = {"model": backbone}
+    if not _is_current(saved, fingerprint):
+        # RecBole loads whatever lies there; a path that does not exist keeps it from opening a stale file.
+        changes["dataloaders_save_path"] = os.devnull + "/none"
+    before = {key: (key in config, config[key]) for key in changes}
+    try:
+        for key, value in changes.items():
+            config[key] = value
+        train, valid, test = data_preparation(config, dataset)
+    finally:
+        for key, (existed, value) in before.items():
+            config[key] = value
+            if not existed:
+                del config.final_config_dict[key]
+    if config["save_dataloaders"] and default.exists():
+        _fingerprint_file(default).write_text(fingerprint, encoding="utf-8")
+    valid, test = (apply_eval_mask(loader, train._dataset, protocol) for loader in (valid, test))
+    return train, batch_by_memory(valid), batch_by_memory(test)
+
+
+def noise_of(config: Any) -> NoiseSettings:
+    """The noise of a run.
+
+    ``guider.noise`` where it differs from the default, else a top-level ``noise`` block of the same shape, which also
+    serves plain models, so that one file can measure a model and its denoised version on the same noise.
+
+    Raises:
+        GuiderError: an unknown key, or a value of the wrong type or out of range.
+    """
+    guider = GuiderSettings.from_block(config["guider"])
+    if guider is not None and guider.noise != NoiseSettings():
+        return guider.noise
+    if not config["noise"]:
+        return NoiseSettings()
+    try:
+        wrapped = GuiderSettings.from_block({"noise": config["noise"]})
+    except GuiderError as error:
+        raise GuiderError(str(error).replace("guider.noise", "noise")) from None
+    return NoiseSettings() if wrapped is None else wrapped.noise
+
+
+def _inject(datasets: list[GuiderDataset], ratio: float, seed: int) -> None:
+    train, *others = datasets
+    users, items = _pairs(train)
+    later = [_pairs(dataset) for dataset in others]
+    noise_users, noise_items = inject_interactions(
+        users - 1,  # RecBole's ids start at 1; 0 is padding
+        items - 1,
+        train.user_num - 1,
+        train.item_num - 1,
+        ratio,
+        forbidden_users=np.concatenate([pair[0] for pair in later]) - 1,
+        forbidden_items=np.concatenate([pair[1] for pair in later]) - 1,
+        seed=seed,
+    )
+    noise_users, noise_items = noise_users + 1, noise_items + 1
+    # Rating, time and whatever else: copied from a random training row of the same user.
+    order = np.argsort(users, kind="stable")
+    first = np.searchsorted(users[order], noise_users, side="left")
+    last = np.searchsorted(users[order], noise_users, side="right")
+    donors = order[np.random.default_rng([seed, 1]).integers(first, last)]
+    extra = Interaction({field: train.inter_feat[field][donors].clone() for field in train.inter_feat.columns})
+    extra[train.iid_field][:] = torch.from_numpy(noise_items)
+    train.inter_feat = cat_interactions([train.inter_feat, extra])
+    train._injected_keys = np.sort(noise_users * train.item_num + noise_items)
+    getLogger().info(f"Noise: {len(noise_users)} interactions added to the training split ({ratio:g} of it).")
+
+
+def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    inter = dataset.inter_feat
+    return (
+        np.asarray(inter[dataset.uid_field], dtype=np.int64),
+        np.asarray(inter[dataset.iid_field], dtype=np.int64),
+    )
+
+
+# --- saved data sets ------------------------------------------------------------------------------------------
+
+
+def dataset_fingerprint(config: Any, *, loaders: bool = False) -> str:
+    """All that a built data set (or, with ``loaders``, a set of loaders) depends on, as comparable text."""
+    keys = [*dataset_arguments, "dataset", "data_path", "seed", "repeatable", "encoding", "modalities"]
+    if loaders:
+        keys += ["eval_args", "train_batch_size", "eval_batch_size", "train_neg_sample_args", "MODEL_INPUT_TYPE"]
+    folder = Path(config["data_path"])
+    files = set(modality_files(config))
+    files |= set(folder.glob(f"{config['dataset']}.*")) if folder.is_dir() else set()
+    stats = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
+    state = {"settings": {key: config[key] for key in keys}, "noise": noise_of(config).model_dump(), "files": stats}
+    return json.dumps(state, sort_keys=True, default=str, indent=1)
+
+
+def _dataset_file(config: Any) -> Path:
+    default = Path(config["checkpoint_dir"]) / f"{config['dataset']}-{GuiderDataset.__name__}.pth"
+    return Path(config["dataset_save_path"] or default)
+
+
+def _fingerprint_file(file: Path) -> Path:
+    return file.with_name(file.name + ".json")
+
+
+def _is_current(file: Path, fingerprint: str) -> bool:
+    beside = _fingerprint_file(file)
+    if not file.is_file():
+        return False
+    if beside.is_file() and beside.read_text(encoding="utf-8") == fingerprint:
+        return True
+    getLogger().warning(f"[{file}] was saved with other settings or files, and is not used.")
+    return False

@@ -1,0 +1,154 @@
+"""Noise of a known size and place, for experiments: added interactions and swapped content.
+
+Pure functions on arrays. ``GuiderDataset`` applies them to training data only.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from recbole_guider.data.features import ItemFeatures
+from recbole_guider.errors import GuiderError
+
+_MAX_ROUNDS = 200
+_MAX_CELLS = 200_000_000
+
+
+def inject_interactions(
+    users: np.ndarray,
+    items: np.ndarray,
+    n_users: int,
+    n_items: int,
+    ratio: float,
+    *,
+    forbidden_users: np.ndarray | None = None,
+    forbidden_items: np.ndarray | None = None,
+    user_distribution: str = "activity",
+    item_distribution: str = "popularity",
+    seed: int = 2020,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw ``round(ratio * len(users))`` distinct new pairs (u, i), none of them observed or forbidden.
+
+    Pairs are drawn one after the other, without replacement, with probability proportional to
+    ``p(u) * q(i)`` over the pairs that are still free. ``activity`` / ``popularity`` take p and q proportional to
+    the number of given pairs of the user / the item, so that the degrees of a noisy pair say nothing about it;
+    ``uniform`` takes every user that has a pair, and every item of the catalogue, alike.
+
+    Args:
+        users, items: int [nnz], the observed training pairs, ids from 0.
+        n_users, n_items: sizes of the catalogue.
+        ratio: added pairs as a share of ``nnz`` (0.2: one added pair for five observed ones).
+        forbidden_users, forbidden_items: int [m], further pairs that must not be drawn (validation and test).
+        user_distribution: ``activity`` or ``uniform``.
+        item_distribution: ``popularity`` or ``uniform``.
+        seed: of this function's own generator.
+
+    Returns:
+        (noise_users, noise_items), int64 [round(ratio * nnz)] each.
+
+    Raises:
+        GuiderError: a negative ratio, an unknown distribution, or fewer free pairs than asked for.
+    """
+    if ratio < 0:
+        raise GuiderError(f"the noise ratio must be at least 0, not {ratio}.")
+    users, items = np.asarray(users, dtype=np.int64), np.asarray(items, dtype=np.int64)
+    wanted = round(ratio * len(users))
+    empty = np.zeros(0, dtype=np.int64)
+    p_user = _weights(users, n_users, user_distribution, "activity", among_observed=True)
+    p_item = _weights(items, n_items, item_distribution, "popularity", among_observed=False)
+    if wanted == 0:
+        return empty, empty
+    taken = users * n_items + items
+    if forbidden_users is not None and forbidden_items is not None:
+        more = np.asarray(forbidden_users, dtype=np.int64) * n_items + np.asarray(forbidden_items, dtype=np.int64)
+        taken = np.concatenate([taken, more])
+    taken = np.unique(taken)
+    reachable = (p_user[taken // n_items] > 0) & (p_item[taken % n_items] > 0)
+    free = int(np.count_nonzero(p_user)) * int(np.count_nonzero(p_item)) - int(reachable.sum())
+    if wanted > free:
+        raise GuiderError(
+            f"{wanted} noisy interactions were asked for (ratio {ratio}), but only {free} pairs of users and items "
+            f"are free; lower the ratio."
+        )
+    rng = np.random.default_rng(seed)
+    drawn = empty
+    for _ in range(_MAX_ROUNDS):
+        missing = wanted - len(drawn)
+        if missing == 0:
+            break
+        size = max(2 * missing, 1024)
+        keys = rng.choice(n_users, size, p=p_user) * n_items + rng.choice(n_items, size, p=p_item)
+        keys = keys[~_contains(taken, keys)]
+        # Keeping first occurrences in order is drawing without replacement.
+        _, first = np.unique(keys, return_index=True)
+        keys = keys[np.sort(first)][:missing]
+        drawn = np.concatenate([drawn, keys])
+        taken = np.union1d(taken, keys)
+    else:
+        drawn = np.concatenate([drawn, _enumerate_free(taken, p_user, p_item, wanted - len(drawn), rng)])
+    return drawn // n_items, drawn % n_items
+
+
+def shuffle_features(features: Mapping[str, ItemFeatures], ratio: float, seed: int) -> dict[str, ItemFeatures]:
+    """Give a share of the items another item's content.
+
+    In every modality on its own, ``round(ratio * number of items with content)`` of the items that have content
+    pass their rows around a random ring: none of them keeps its own row, and the set of rows stays the same.
+
+    Args:
+        features: name -> :class:`~recbole_guider.data.features.ItemFeatures`.
+        ratio: share of the items in [0, 1].
+        seed: each modality's generator is seeded by this and its name.
+
+    Returns:
+        New features; the input is not changed. Presence masks stay.
+
+    Raises:
+        GuiderError: a ratio outside [0, 1].
+    """
+    if not 0 <= ratio <= 1:
+        raise GuiderError(f"the share of shuffled features must be between 0 and 1, not {ratio}.")
+    noisy = {}
+    for name, feature in features.items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        having = np.flatnonzero(feature.present)
+        ring = rng.choice(having, size=round(ratio * len(having)), replace=False)
+        values = feature.values
+        if len(ring) > 1:
+            values = values.copy()
+            values[ring] = feature.values[np.roll(ring, 1)]
+        noisy[name] = ItemFeatures(values=values, present=feature.present)
+    return noisy
+
+
+def _weights(ids: np.ndarray, n: int, distribution: str, by_count: str, *, among_observed: bool) -> np.ndarray:
+    counts = np.bincount(ids, minlength=n).astype(np.float64)
+    if distribution == "uniform":
+        counts = (counts > 0).astype(np.float64) if among_observed else np.ones(n)
+    elif distribution != by_count:
+        raise GuiderError(f"noise distribution {distribution!r} does not exist; allowed: {by_count}, uniform.")
+    return counts / counts.sum() if counts.sum() else counts
+
+
+def _contains(ordered: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Which keys occur in the sorted, non-empty array."""
+    position = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    return ordered[position] == keys
+
+
+def _enumerate_free(
+    taken: np.ndarray, p_user: np.ndarray, p_item: np.ndarray, wanted: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The rest of the draw when nearly every likely pair is taken: exponential keys over all free pairs."""
+    n_items = len(p_item)
+    if len(p_user) * n_items > _MAX_CELLS:
+        raise GuiderError(f"{wanted} of the noisy interactions found no free pair; lower the ratio.")
+    weights = np.outer(p_user, p_item).ravel()
+    weights[taken] = 0.0
+    free = np.flatnonzero(weights)
+    # The k smallest Exp(1)/w are k draws without replacement proportional to w.
+    arrival = rng.exponential(size=len(free)) / weights[free]
+    return free[np.argsort(arrival, kind="stable")[:wanted]]

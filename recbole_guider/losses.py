@@ -1,0 +1,134 @@
+"""DBPR: the denoised BPR loss of the teacher, as a pure function of scores.
+
+The formulas are this project's definitions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from recbole_guider.errors import GuiderError
+
+__all__ = ["DBPR_FORMS", "dbpr_loss"]
+
+DBPR_FORMS = ("pairwise", "softmax")
+
+
+def dbpr_loss(
+    positive: Tensor,
+    negative: Tensor,
+    clean_probability: Tensor,
+    true: Tensor | None = None,
+    false: Tensor | None = None,
+    *,
+    form: str = "softmax",
+    temperature: float = 0.2,
+    soft: bool = True,
+    eta: float = 0.1,
+    gamma: float = 0.0,
+    negative_mask: Tensor | None = None,
+) -> Tensor:
+    r"""Bayesian personalised ranking with the clean probability p of every observed pair as its weight.
+
+    With y_b the score of an observed pair, y_bj those of its N sampled negatives and s(x) = log sigmoid(x):
+
+    ``pairwise`` (scores as they are; the mean over j runs over the usable negatives):
+
+        L = - mean_b[ p_b mean_j s(y_b - y_bj) ] - eta mean_m[ s(y_t - y_f) ]
+            - gamma mean_b[ (1 - p_b) mean_j s(y_bj - y_b) ]
+
+    ``softmax`` (every score divided by tau = ``temperature`` first; meant for cosines and many negatives):
+
+        L = - mean_b[ p_b ( y_b - log( exp(y_b) + sum_j exp(y_bj) ) ) ] + the same eta and gamma terms
+
+    With one negative and tau = 1 both are the same number. The regulariser is the model's. This project's
+    definition.
+
+    Args:
+        positive: y [B], any float type.
+        negative: scores of the negatives, [B] or [B, N]; in ``softmax`` they are usually shared by the batch.
+        clean_probability: p in [0, 1], [B]; calibrated probability that the pair is not noise.
+        true, false: scores [M] of a true and a false positive of the same user, pair by pair. Without them
+            (None or empty) that term is 0.
+        form: ``pairwise`` or ``softmax``.
+        temperature: tau > 0; only ``softmax`` uses it.
+        soft: use p itself; otherwise p >= 0.5 as 0 or 1.
+        eta: weight >= 0 of the true-above-false term.
+        gamma: weight >= 0 of the flipped term.
+        negative_mask: bool, shape of ``negative``; False marks a negative not to use (a positive of the
+            user). A pair with no usable negative adds 0 to the first and the last term.
+
+    Returns:
+        A scalar; the means run over the whole batch (B) and over the M true-false pairs. 0 if
+        both are empty.
+
+    Raises:
+        GuiderError: if the form is unknown, a parameter is out of range or shapes do not fit.
+    """
+    if form not in DBPR_FORMS:
+        raise GuiderError(f"form must be one of {', '.join(DBPR_FORMS)}, not {form!r}.")
+    if not temperature > 0:
+        raise GuiderError(f"temperature must be above 0, not {temperature}.")
+    if eta < 0 or gamma < 0:
+        raise GuiderError(f"eta and gamma must be 0 or more, not {eta} and {gamma}.")
+    if positive.dim() != 1 or negative.dim() not in (1, 2) or negative.shape[0] != positive.shape[0]:
+        raise GuiderError(
+            f"positive must be [B] and negative [B] or [B, N], not {tuple(positive.shape)} "
+            f"and {tuple(negative.shape)}."
+        )
+    if clean_probability.shape != positive.shape:
+        raise GuiderError(
+            f"clean_probability must have the shape of positive, {tuple(positive.shape)}, "
+            f"not {tuple(clean_probability.shape)}."
+        )
+    if negative_mask is not None and negative_mask.shape != negative.shape:
+        raise GuiderError(
+            f"negative_mask must have the shape of negative, {tuple(negative.shape)}, "
+            f"not {tuple(negative_mask.shape)}."
+        )
+    if negative.dim() == 1:
+        negative = negative.unsqueeze(1)
+        negative_mask = None if negative_mask is None else negative_mask.unsqueeze(1)
+
+    p = (clean_probability if soft else clean_probability >= 0.5).to(positive.dtype)
+    scale = 1.0 / temperature if form == "softmax" else 1.0
+    positive, negative = positive * scale, negative * scale
+
+    # -log sigmoid(x) = softplus(-x); the softmax term is the pairwise one against the negatives' log-sum-exp.
+    if form == "softmax":
+        loss = _batch_mean(p * softplus(_log_sum_exp(negative, negative_mask) - positive))
+    else:
+        loss = _batch_mean(p * _mean_over(softplus(negative - positive[:, None]), negative_mask))
+    if gamma > 0:
+        flipped = _mean_over(softplus(positive[:, None] - negative), negative_mask)
+        loss = loss + gamma * _batch_mean((1 - p) * flipped)
+    if eta > 0 and true is not None and false is not None:
+        if true.shape != false.shape:
+            raise GuiderError(
+                f"true and false must be equally long, not {tuple(true.shape)} and {tuple(false.shape)}."
+            )
+        loss = loss + eta * _batch_mean(softplus((false - true) * scale))
+    return loss
+
+
+def _batch_mean(terms: Tensor) -> Tensor:
+    return terms.sum() / max(terms.numel(), 1)
+
+
+def _mean_over(terms: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the usable negatives [B, N] -> [B]; 0 where there is none."""
+    if mask is None:
+        return terms.mean(1) if terms.shape[1] else terms.sum(1)
+    return terms.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp_min(1)
+
+
+def _log_sum_exp(scores: Tensor, mask: Tensor | None) -> Tensor:
+    # The lowest finite number, not -inf: a row without usable negatives must have a zero gradient, not NaN.
+    lowest = torch.finfo(scores.dtype).min
+    if mask is not None:
+        scores = scores.masked_fill(~mask, lowest)
+    if scores.shape[1] == 0:
+        return scores.new_full((scores.shape[0],), lowest)
+    return torch.logsumexp(scores, dim=1)

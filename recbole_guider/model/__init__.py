@@ -1,0 +1,1 @@
+"""The recommenders: backbones, teacher and the GUIDER wrapper."""

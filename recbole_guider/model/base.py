@@ -1,0 +1,138 @@
+"""What a recommender must offer so that GUIDER can teach it, and the base of this package's own models.
+
+A model is *factorised* when its scores are the product of a user matrix and an item matrix, ``U V^T``. Everything
+catalogue-wide (the DBPR loss with many negatives, optimal-transport distillation, full-sort evaluation) works on
+those two matrices and never on the score matrix.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+
+class SeededGenerators(nn.Module):
+    """A module whose random choices come from generators of its own, saved and restored with its state.
+
+    ``self.generator(name, seed)`` makes one CPU generator per kind of choice, so that drawing more of one kind
+    never shifts another, and a resumed run continues each stream where it stopped.
+    """
+
+    _generators: dict[str, torch.Generator]
+
+    def generator(self, name: str, seed: int | None = None) -> torch.Generator:
+        """The generator called ``name``, made with ``seed`` at the first call (``seed`` is then required)."""
+        generators = self.__dict__.setdefault("_generators", {})
+        if name not in generators:
+            if seed is None:
+                raise KeyError(f"no generator called {name!r}: give a seed at the first call")
+            generators[name] = torch.Generator().manual_seed(seed)
+        return generators[name]
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """The state of every generator, as plain tensors."""
+        return {name: generator.get_state() for name, generator in self.__dict__.get("_generators", {}).items()}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`get_extra_state` gave; the states are CPU tensors wherever the model lives."""
+        for name, value in state.items():
+            self.generator(name, seed=0).set_state(value.cpu())
+
+
+class FactorisedRecommender(SeededGenerators, GeneralRecommender):
+    """Base of the models whose scores are ``U V^T``.
+
+    A subclass gives :meth:`embeddings` and :meth:`loss`; scoring, the cache for evaluation and RecBole's interface
+    follow from them. Row 0 of both matrices is RecBole's ``[PAD]``.
+    """
+
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self._evaluation_embeddings: tuple[Tensor, Tensor] | None = None
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """User matrix ``[n_users, d]`` and item matrix ``[n_items, d]``, float32, with gradients.
+
+        In training mode a model may use its randomised training graph, in evaluation mode the full one.
+        """
+        raise NotImplementedError
+
+    def loss(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
+        """The model's own loss for a batch, given the two matrices of :meth:`embeddings`; scalar."""
+        raise NotImplementedError
+
+    def regulariser(self, interaction: Interaction) -> Tensor | float:
+        """What is added to a loss that replaces the model's own ranking loss (weighted, scalar)."""
+        return 0.0
+
+    def content_loss(self, users: Tensor, interaction: Interaction) -> Tensor | float:
+        """The part of the model's own loss that reads item content; kept when its ranking loss is replaced."""
+        return 0.0
+
+    def train(self, mode: bool = True) -> FactorisedRecommender:
+        # RecBole calls train() before each epoch and eval() before each evaluation: parameters may have changed
+        # in between, so this is where a cached evaluation becomes stale.
+        self._evaluation_embeddings = None
+        return super().train(mode)
+
+    def evaluation_embeddings(self) -> tuple[Tensor, Tensor]:
+        """The two matrices for scoring, computed once per evaluation and without gradients."""
+        if self._evaluation_embeddings is None:
+            with torch.no_grad():
+                self._evaluation_embeddings = self.embeddings()
+        return self._evaluation_embeddings
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        return self.loss(*self.embeddings(), interaction)
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        users, items = self.evaluation_embeddings()
+        return (users[interaction[self.USER_ID]] * items[interaction[self.ITEM_ID]]).sum(dim=1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        users, items = self.evaluation_embeddings()
+        return (users[interaction[self.USER_ID]] @ items.T).view(-1)
+
+
+def factorised_embeddings(model: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """The user and item matrices of any recommender, or None where its scores do not factorise.
+
+    Understood are this package's models (``embeddings()``), RecBole's graph models (``forward()`` without arguments
+    that returns the user and the item matrix) and matrix factorisation (RecBole's BPR).
+
+    Args:
+        model: a RecBole general recommender.
+
+    Returns:
+        ``(U [n_users, d], V [n_items, d])`` with gradients, or None.
+    """
+    if isinstance(model, FactorisedRecommender):
+        return model.embeddings()
+    if type(model).__name__ == "BPR":
+        return model.user_embedding.weight, model.item_embedding.weight
+    if scores_factorise(model):
+        users, items = model.forward()
+        return users, items
+    return None
+
+
+def scores_factorise(model: nn.Module) -> bool:
+    """Whether :func:`factorised_embeddings` has an answer for ``model``, decided without running it."""
+    if isinstance(model, FactorisedRecommender) or type(model).__name__ == "BPR":
+        return True
+    # RecBole's LightGCN, NGCF, DGCF, ...: forward() takes nothing and full_sort_predict multiplies two matrices.
+    required = [
+        parameter
+        for parameter in inspect.signature(model.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    return not required and hasattr(model, "restore_user_e") and hasattr(model, "restore_item_e")

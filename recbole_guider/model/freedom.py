@@ -1,0 +1,135 @@
+"""FREEDOM: a frozen item graph from content, and a user-item graph that is pruned anew in every epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.init import xavier_uniform_initialization
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from recbole_guider.data.features import require_content
+from recbole_guider.errors import GuiderError
+from recbole_guider.graph import BipartiteGraph, SparseOperator, combine, knn_graph, propagate_mean
+from recbole_guider.model.base import FactorisedRecommender
+
+
+class FREEDOM(FactorisedRecommender):
+    r"""FREEDOM, for any number of modalities.
+
+    Item graph, built once: for each modality m the k nearest items by cosine, normalised to
+    ``S_m = D^-1/2 K_m D^-1/2``, and ``S = sum_m w_m S_m``. User-item graph: in every training epoch a share ``dropout``
+    of the edges is dropped, an edge (u, i) being kept with probability proportional to ``1 / sqrt(d_u d_i)``; evaluation
+    uses all edges. With E_U, E_I the LightGCN means over ``n_ui_layers`` layers of that graph,
+
+        U = E_U,   V = E_I + S^{n_mm_layers} Q,    score(u, i) = <U_u, V_i>,
+
+    Q being the item ID embeddings, and the loss of a batch is
+
+        - mean log sig(<U_u, V_i> - <U_u, V_j>) - reg_weight * sum_m mean log sig(<U_u, W_m x_i> - <U_u, W_m x_j>).
+
+    Settings (properties/model/FREEDOM.yaml): ``embedding_size``, ``knn_k``, ``n_mm_layers``, ``n_ui_layers``,
+    ``dropout``, ``reg_weight``, ``modality_weights`` (name -> weight, null: equal weights), ``train_features`` (whether
+    the raw features x are parameters, as in the authors' code, or stay as they are, as in the paper).
+
+    An item without a row in some modality has no edge in that modality's graph, and takes no part in that modality's
+    loss term.
+
+    Source: Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal
+    Recommendation, ACM Multimedia 2023.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        features = dataset.item_features
+        require_content(config, features)
+        self.n_item_layers: int = config["n_mm_layers"]
+        self.n_layers: int = config["n_ui_layers"]
+        self.reg_weight: float = config["reg_weight"]
+        self.dropout: float = config["dropout"]
+        if not 0.0 <= self.dropout < 1.0:
+            raise GuiderError(f"dropout is {self.dropout}: FREEDOM drops a share of the edges, 0 <= dropout < 1.")
+        weights = _modality_weights(config["modality_weights"], list(features))
+
+        interactions = dataset.inter_matrix(form="coo")
+        self.edges = BipartiteGraph(interactions.row, interactions.col, self.n_users, self.n_items)
+        self.graph = self.edges.adjacency().to(self.device)
+        self._training_graph: SparseOperator | None = self.graph
+        self.generator("pruning", config["seed"])
+
+        size: int = config["embedding_size"]
+        self.user_embedding = nn.Embedding(self.n_users, size)
+        self.item_embedding = nn.Embedding(self.n_items, size)
+        self.projections = nn.ModuleDict()
+        self.item_graph = combine(
+            [knn_graph(part.values, config["knn_k"], present=part.present) for part in features.values()],
+            [weights[name] for name in features],
+        ).to(self.device)
+        for name, part in features.items():
+            values = torch.from_numpy(part.values)
+            if config["train_features"]:
+                self.register_parameter(f"features_{name}", nn.Parameter(values.clone()))
+            else:
+                # not in the state dict: the data set has them, and a checkpoint need not repeat them
+                self.register_buffer(f"features_{name}", values, persistent=False)
+            self.register_buffer(f"present_{name}", torch.from_numpy(part.present), persistent=False)
+            self.projections[name] = nn.Linear(part.values.shape[1], size)
+        self.apply(xavier_uniform_initialization)
+
+    def train(self, mode: bool = True) -> FREEDOM:
+        # RecBole calls train() at the start of an epoch: a new pruned graph is due. It is drawn when first needed, so
+        # that an epoch of GUIDER, which calls train() for its teacher pass too, still draws exactly one.
+        if mode:
+            self._training_graph = None
+        return super().train(mode)
+
+    def training_graph(self) -> SparseOperator:
+        """This epoch's pruned user-item graph (all edges where ``dropout`` is 0)."""
+        if self._training_graph is None:
+            if self.dropout == 0:
+                self._training_graph = self.graph
+            else:
+                kept = self.edges.prune(1.0 - self.dropout, self.generator("pruning"))
+                self._training_graph = kept.to(self.device)
+        return self._training_graph
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        content = self.item_embedding.weight
+        for _ in range(self.n_item_layers):
+            content = self.item_graph @ content
+        nodes = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
+        nodes = propagate_mean(self.training_graph() if self.training else self.graph, nodes, self.n_layers)
+        return nodes[: self.n_users], nodes[self.n_users :] + content
+
+    def loss(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
+        user = users[interaction[self.USER_ID]]
+        positive = (user * items[interaction[self.ITEM_ID]]).sum(dim=1)
+        negative = (user * items[interaction[self.NEG_ITEM_ID]]).sum(dim=1)
+        return -logsigmoid(positive - negative).mean() + self.content_loss(users, interaction)
+
+    def content_loss(self, users: Tensor, interaction: Interaction) -> Tensor | float:
+        total: Tensor | float = 0.0
+        if not self.reg_weight:
+            return total
+        user = users[interaction[self.USER_ID]]
+        item, other = interaction[self.ITEM_ID], interaction[self.NEG_ITEM_ID]
+        for name, projection in self.projections.items():
+            values, present = getattr(self, f"features_{name}"), getattr(self, f"present_{name}")
+            both = present[item] & present[other]
+            margin = (user * (projection(values[item]) - projection(values[other]))).sum(dim=1)
+            total = total - (logsigmoid(margin) * both).sum() / len(both)
+        return self.reg_weight * total
+
+
+def _modality_weights(given: dict[str, float] | None, names: list[str]) -> dict[str, float]:
+    """Weights that sum to 1 over ``names``: equal ones, or those given."""
+    if given is None:
+        return {name: 1.0 / len(names) for name in names}
+    if set(given) != set(names) or any(weight < 0 for weight in given.values()) or sum(given.values()) <= 0:
+        raise GuiderError(
+            f"modality_weights is {given}: it needs one weight >= 0, not all 0, for each of {', '.join(names)}."
+        )
+    total = sum(given.values())
+    return {name: given[name] / total for name in names}

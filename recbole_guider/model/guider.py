@@ -1,0 +1,368 @@
+"""GUIDER around a backbone: an ID-based teacher on calibrated interactions, and a student that learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from recbole_guider.calibration import CLEAN_PROBABILITY
+from recbole_guider.distill import (
+    catalogue_moments,
+    kl_distillation_loss,
+    min_norm_weights,
+    ot_distillation_loss,
+)
+from recbole_guider.errors import GuiderError
+from recbole_guider.losses import dbpr_loss
+from recbole_guider.model.base import FactorisedRecommender, factorised_embeddings, scores_factorise
+from recbole_guider.model.fast_lightgcn import FastLightGCN
+from recbole_guider.settings import DBPRSettings, GuiderSettings
+
+#: RecBole models that this package computes faster, with the same parameters, loss and scores.
+ACCELERATED: dict[str, type] = {"LightGCN": FastLightGCN}
+
+#: Candidate items for models whose scores do not factorise, and users of a batch that are compared on them.
+N_CANDIDATES = 256
+N_CANDIDATE_USERS = 64
+#: KL distillation compares the teacher's best items and random ones.
+KL_TOP, KL_RANDOM = 50, 200
+
+
+class Guider(FactorisedRecommender):
+    """A backbone (the student) with its teacher.
+
+    The teacher, an ID-based recommender, is trained on the DBPR loss over calibrated interactions
+    (:meth:`teacher_loss`). The student, the backbone, is trained on its own loss, or on DBPR, and on the distillation
+    loss from the frozen teacher (:meth:`calculate_loss`). It is the student that predicts. The schedule, the two
+    optimisers and the calibration belong to the trainer (:mod:`recbole_guider.trainer`).
+
+    With the ``softmax`` form of DBPR a model is trained on cosines, so it is also scored by cosines: the rows of its
+    matrices have unit length.
+
+    Concrete classes, one for each backbone, come from :func:`guider_class`.
+    """
+
+    backbone: type
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.settings: GuiderSettings = config.guider_settings
+        # The student first: with the same seed it starts from the same values as the plain model.
+        self.student = ACCELERATED.get(self.backbone.__name__, self.backbone)(config, dataset)
+        self.student_factorises = scores_factorise(self.student)
+        if self.settings.student_loss == "dbpr" and not self.student_factorises:
+            raise GuiderError(
+                f"guider.student_loss is dbpr: it needs user and item matrices, which {self.backbone.__name__} does not "
+                f"have; use own."
+            )
+        self.teacher: nn.Module | None = None
+        if self.settings.distillation.objective != "none":
+            self.teacher = _build_teacher(config, dataset)
+        seed: int = config["seed"]
+        for name in ("negatives", "eta", "users", "candidates"):
+            # one stream each, and none of them the one that draws initial values
+            self.generator(name, seed=seed + 1 + sum(map(ord, name)))
+        self.profiles = _Profiles(
+            dataset.inter_feat[dataset.uid_field].numpy(),
+            dataset.inter_feat[dataset.iid_field].numpy(),
+            self.n_users,
+        )
+        self.true_profiles = self.profiles
+        self.last_losses: dict[str, float] = {}
+        self._teacher_matrices: tuple[Tensor, Tensor] | None = None
+        self._teacher_moments: Any = None
+        self._teacher_scores = False
+
+    # -- what the trainer tells the model -------------------------------------------------------------------------
+
+    def set_calibration(self, users: np.ndarray, items: np.ndarray, is_clean: np.ndarray) -> None:
+        """Take over which training interactions are true.
+
+        Args:
+            users, items: int ``[nnz]``, RecBole's ids of the training pairs.
+            is_clean: bool ``[nnz]``.
+        """
+        self.true_profiles = _Profiles(users[is_clean], items[is_clean], self.n_users)
+
+    @torch.no_grad()
+    def freeze_teacher(self) -> None:
+        """Compute the teacher's matrices once, as they stand, for the student pass that follows."""
+        if self.teacher is None:
+            return
+        self.teacher.eval()
+        self._teacher_matrices = self._scoring_matrices(self.teacher, self.settings.dbpr.form == "softmax")
+        self._teacher_moments = catalogue_moments(self._teacher_matrices[1], self.settings.distillation.cost)
+
+    def teacher_item_matrix(self) -> np.ndarray:
+        """The frozen teacher's item matrix, float32 ``[n_items, d]``."""
+        assert self._teacher_matrices is not None
+        return self._teacher_matrices[1].cpu().numpy()
+
+    @contextmanager
+    def scored_by_teacher(self) -> Iterator[None]:
+        """Within this context the model predicts with its teacher, so that a teacher can be evaluated by itself."""
+        self._teacher_scores, self._evaluation_embeddings = True, None
+        try:
+            yield
+        finally:
+            self._teacher_scores, self._evaluation_embeddings = False, None
+
+    # -- losses ---------------------------------------------------------------------------------------------------
+
+    def teacher_loss(self, interaction: Interaction) -> Tensor:
+        """DBPR of the teacher on a batch of calibrated interactions, with the teacher's own regulariser; scalar."""
+        assert self.teacher is not None
+        users, items = _matrices(self.teacher)
+        loss = self._dbpr(users, items, interaction)
+        if isinstance(self.teacher, FactorisedRecommender):
+            loss = loss + self.teacher.regulariser(interaction)
+        loss = loss.sum()
+        self.last_losses["teacher"] = loss.item()
+        return loss
+
+    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """The student's losses on a batch: its ranking loss, and the weighted distillation loss."""
+        if self.student_factorises:
+            users, items = _matrices(self.student)
+            own = self._student_loss(users, items, interaction)
+        else:
+            users = items = None
+            losses = self.student.calculate_loss(interaction)
+            own = sum(losses) if isinstance(losses, tuple) else losses
+        own = own.sum()
+        if self._teacher_matrices is None:
+            distilled = torch.zeros_like(own)
+        else:
+            distilled = self._distillation(users, items, interaction)
+            own_weight, weight = self._balance(own, distilled, users, items)
+            own, distilled = own_weight * own, weight * distilled
+        self.last_losses["student"] = own.item()
+        self.last_losses["distillation"] = distilled.item()
+        return own, distilled
+
+    def _student_loss(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
+        student = self.student
+        if self.settings.student_loss == "dbpr":
+            loss = self._dbpr(users, items, interaction)
+            if isinstance(student, FactorisedRecommender):
+                loss = loss + student.regulariser(interaction) + student.content_loss(users, interaction)
+            return loss
+        if isinstance(student, FactorisedRecommender):
+            return student.loss(users, items, interaction)
+        losses = student.calculate_loss(interaction)
+        return sum(losses) if isinstance(losses, tuple) else losses
+
+    def _dbpr(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
+        settings: DBPRSettings = self.settings.dbpr
+        user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        clean = interaction[CLEAN_PROBABILITY]
+        softmax = settings.form == "softmax"
+        rows = users[user]
+        if softmax:
+            rows, items = normalize(rows, dim=1), normalize(items, dim=1)
+        ids = user.cpu().numpy()
+        count = settings.negatives if softmax else 1
+        sampled = torch.randint(1, self.n_items, (count,), generator=self.generator("negatives"))
+        # what the user interacted with is no negative; with false_as: negative this holds for true interactions only
+        own = self.true_profiles if settings.false_as == "negative" else self.profiles
+        usable = own.excludes(ids, sampled.numpy(), self.n_items).to(user.device)
+        positive = (rows * items[item]).sum(dim=1)
+        negative = rows @ items[sampled.to(user.device)].T
+        true_score = false_score = None
+        if settings.eta:
+            true_score, false_score = self._true_and_false_scores(rows, items, ids, item, clean)
+        return dbpr_loss(
+            positive,
+            negative,
+            clean,
+            true_score,
+            false_score,
+            form=settings.form,
+            temperature=settings.temperature if softmax else 1.0,
+            soft=settings.soft,
+            eta=settings.eta,
+            gamma=settings.gamma,
+            negative_mask=usable,
+        )
+
+    def _true_and_false_scores(
+        self, rows: Tensor, items: Tensor, ids: np.ndarray, item: Tensor, clean: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of the batch's false interactions, and of one true interaction of the same user for each."""
+        false = torch.nonzero(clean < 0.5).squeeze(1)
+        drawn = self.true_profiles.draw(ids[false.cpu().numpy()], self.generator("eta"))
+        has_true = drawn >= 0
+        false, drawn = false[has_true.to(false.device)], drawn[has_true].to(false.device)
+        chosen = rows[false]
+        return (chosen * items[drawn]).sum(dim=1), (chosen * items[item[false]]).sum(dim=1)
+
+    def _distillation(self, users: Tensor | None, items: Tensor | None, interaction: Interaction) -> Tensor:
+        settings = self.settings.distillation
+        teacher_users, _ = self._teacher_matrices  # type: ignore[misc]  # checked by the caller
+        size = settings.users if users is not None else min(settings.users, N_CANDIDATE_USERS)
+        batch = self._distinct_users(interaction[self.USER_ID], size)
+        if users is None or items is None or settings.objective == "kl":
+            student_scores, teacher_scores = self._candidate_scores(batch, users, items)
+            if settings.objective == "kl":
+                return kl_distillation_loss(student_scores, teacher_scores, self.settings.dbpr.temperature)
+            # The cost of explicit scores is the factorised one over an identity: S = S I.
+            candidates = torch.eye(student_scores.shape[1], device=student_scores.device)
+            factors = (student_scores, candidates, teacher_scores, candidates)
+        else:
+            factors = (users[batch], items, teacher_users[batch], self._teacher_moments)
+        return ot_distillation_loss(
+            *factors,
+            cost=settings.cost,
+            plan=settings.plan,
+            epsilon=settings.epsilon,
+            iterations=settings.iterations,
+            anchor=settings.anchor,
+            debias=settings.debias,
+        )
+
+    def _distinct_users(self, users: Tensor, size: int) -> Tensor:
+        distinct = torch.unique(users)
+        if len(distinct) <= size:
+            return distinct
+        order = torch.randperm(len(distinct), generator=self.generator("users"))[:size]
+        return distinct[order.to(distinct.device)]
+
+    def _candidate_scores(
+        self, batch: Tensor, users: Tensor | None, items: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of student and teacher, ``[B, C]`` each, for the same candidate items of every user."""
+        teacher_users, teacher_items = self._teacher_matrices  # type: ignore[misc]  # checked by the caller
+        all_scores = teacher_users[batch] @ teacher_items.T
+        all_scores[:, 0] = -torch.inf
+        generator = self.generator("candidates")
+        if users is not None and items is not None:
+            # each user's best items by the teacher, and items at random
+            best = all_scores.topk(min(KL_TOP, self.n_items - 1), dim=1).indices
+            random = torch.randint(1, self.n_items, (KL_RANDOM,), generator=generator).to(batch.device)
+            chosen = torch.cat([best, random.expand(len(batch), -1)], dim=1)
+            student_scores = (users[batch].unsqueeze(1) * items[chosen]).sum(dim=2)
+        else:
+            shared = torch.randperm(self.n_items - 1, generator=generator)[:N_CANDIDATES].to(batch.device) + 1
+            chosen = shared.expand(len(batch), -1)
+            pairs = Interaction(
+                {
+                    self.USER_ID: batch.repeat_interleave(len(shared)),
+                    self.ITEM_ID: shared.repeat(len(batch)),
+                }
+            )
+            student_scores = self.student.predict(pairs).view(len(batch), -1)
+        return student_scores, all_scores.gather(1, chosen)
+
+    def _balance(
+        self, own: Tensor, distilled: Tensor, users: Tensor | None, items: Tensor | None
+    ) -> tuple[float, float]:
+        settings = self.settings.distillation
+        if settings.balance == "fixed":
+            return 1.0, settings.weight
+        if users is None or items is None:
+            raise GuiderError(
+                f"guider.distillation.balance is min_norm: it compares gradients at the user and item matrices, which "
+                f"{self.backbone.__name__} does not have; use fixed."
+            )
+        shared = [users, items]
+        gradients = [
+            torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True) for loss in (own, distilled)
+        ]
+        return min_norm_weights(*gradients)
+
+    # -- scoring --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _scoring_matrices(model: nn.Module, unit_length: bool) -> tuple[Tensor, Tensor]:
+        users, items = _matrices(model)
+        return (normalize(users, dim=1), normalize(items, dim=1)) if unit_length else (users, items)
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """The matrices that predict: the student's, or the teacher's within :meth:`scored_by_teacher`."""
+        softmax = self.settings.dbpr.form == "softmax"
+        if self._teacher_scores:
+            assert self.teacher is not None
+            return self._scoring_matrices(self.teacher, softmax)
+        return self._scoring_matrices(self.student, softmax and self.settings.student_loss == "dbpr")
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        if self.student_factorises or self._teacher_scores:
+            return super().predict(interaction)
+        return self.student.predict(interaction)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        if self.student_factorises or self._teacher_scores:
+            return super().full_sort_predict(interaction)
+        return self.student.full_sort_predict(interaction)
+
+
+class _Profiles:
+    """Users' items as one flat array, for set questions about whole batches."""
+
+    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int) -> None:
+        order = np.argsort(users, kind="stable")
+        self.items = items[order]
+        self.start = np.zeros(n_users + 1, dtype=np.int64)
+        np.cumsum(np.bincount(users, minlength=n_users), out=self.start[1:])
+
+    def excludes(self, users: np.ndarray, candidates: np.ndarray, n_items: int) -> Tensor:
+        """bool ``[B, N]``: candidate n is not an item of user b. O(items of the batch's users + B N)."""
+        position = np.full(n_items, -1)
+        position[candidates] = np.arange(len(candidates))
+        # a candidate drawn twice has one position; its copies are found through it
+        canonical = position[candidates]
+        length = self.start[users + 1] - self.start[users]
+        rows = np.repeat(np.arange(len(users)), length)
+        flat = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        columns = position[self.items[np.repeat(self.start[users], length) + flat]]
+        usable = np.ones((len(users), len(candidates)), dtype=bool)
+        hit = columns >= 0
+        usable[rows[hit], columns[hit]] = False
+        return torch.from_numpy(usable[:, canonical])
+
+    def draw(self, users: np.ndarray, generator: torch.Generator) -> Tensor:
+        """int64 ``[M]``: one random item of each user, -1 where a user has none."""
+        length = torch.from_numpy(self.start[users + 1] - self.start[users])
+        offset = (torch.rand(len(users), generator=generator, dtype=torch.float64) * length).long()
+        drawn = torch.full((len(users),), -1, dtype=torch.long)
+        some = length > 0
+        drawn[some] = torch.from_numpy(self.items)[(torch.from_numpy(self.start[users]) + offset)[some]].long()
+        return drawn
+
+
+def _matrices(model: nn.Module) -> tuple[Tensor, Tensor]:
+    matrices = factorised_embeddings(model)
+    assert matrices is not None, "only called for models whose scores factorise"
+    return matrices
+
+
+def _build_teacher(config: Any, dataset: Any) -> nn.Module:
+    teacher_config = config.teacher_config()
+    name: str = teacher_config["model"]
+    teacher = ACCELERATED.get(name, teacher_config.model_class)(teacher_config, dataset)
+    if not scores_factorise(teacher):
+        raise GuiderError(
+            f"guider.teacher is {name}: a teacher needs user and item matrices, which it does not have; LightGCN and BPR do."
+        )
+    return teacher
+
+
+@lru_cache(maxsize=None)
+def guider_class(backbone: type) -> type:
+    """The class of GUIDER around ``backbone``; called GUIDER_<Backbone>, with the backbone's RecBole types."""
+    attributes = {
+        "backbone": backbone,
+        "type": backbone.type,  # type: ignore[attr-defined]  # RecBole's models declare it
+        "input_type": backbone.input_type,  # type: ignore[attr-defined]
+        "__doc__": f"GUIDER around {backbone.__name__}; see :class:`Guider`.",
+        "__module__": __name__,
+    }
+    return type(f"GUIDER_{backbone.__name__}", (Guider,), attributes)

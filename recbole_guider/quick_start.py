@@ -1,0 +1,225 @@
+"""A whole run in one call: data, calibration, training, evaluation, result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from logging import Handler, getLogger
+from pathlib import Path
+from time import time
+from typing import Any
+
+from recbole.utils import init_logger, init_seed, set_color
+from tabulate import tabulate
+
+from recbole_guider.checkpoint import load
+from recbole_guider.config import GuiderConfig, read_yaml
+from recbole_guider.data.dataset import build_dataset, prepare_data
+from recbole_guider.errors import GuiderError
+from recbole_guider.trainer import trainer_class
+
+DEFAULT_MODEL = "GUIDER_FREEDOM"
+DEFAULT_DATASET = "ml-100k"
+
+
+def run_recbole_guider(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    queue: Any = None,
+) -> dict[str, Any]:
+    """Train and test a model, with GUIDER where its name or a ``guider:`` block asks for it.
+
+    Args:
+        model: a name that :func:`~recbole_guider.registry.list_models` lists, ``GUIDER_<name>``, or a model class.
+            None: what the configuration says.
+        dataset: the data set's name; None: what the configuration says.
+        config_file_list: property files, later ones override earlier ones.
+        config_dict: settings that override the files; the command line overrides both.
+        saved: whether the best model is written to a checkpoint, and tested from it.
+        queue: where to put the result as well, for a parent process.
+
+    Returns:
+        RecBole's dict (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``) plus
+        ``calibration`` (``noise_rate``, ``modality_weights``, ``n_true``, ``n_false``; None for a plain model) and
+        ``model_file`` (the checkpoint's path; None if not saved).
+
+    Raises:
+        GuiderError: a setting, a file or a name is not what it must be; raised before training.
+    """
+    config = GuiderConfig(
+        model=model,
+        dataset=dataset,
+        config_file_list=list(config_file_list) if config_file_list else None,
+        config_dict=dict(config_dict) if config_dict else None,
+    )
+    result = _run(config, saved)
+    if queue is not None and config["local_rank"] == 0:
+        queue.put(result)
+    return result
+
+
+def run_from_command_line(
+    model: str | None, dataset: str | None, config_file_list: Sequence[str] | None, command_line: Sequence[str]
+) -> dict[str, Any]:
+    """A run as ``recbole-guider run`` and ``run_recbole_guider.py`` start it.
+
+    Args:
+        model, dataset: the launcher's flags; None: what the files or the settings say, else the package's defaults.
+        config_file_list: property files.
+        command_line: the remaining arguments, settings in the form ``--key=value``.
+    """
+    in_files: dict[str, Any] = {}
+    for file in config_file_list or ():
+        in_files.update(read_yaml(file))
+    config = GuiderConfig(
+        model=model or in_files.get("model", DEFAULT_MODEL),
+        dataset=dataset or in_files.get("dataset", DEFAULT_DATASET),
+        config_file_list=config_file_list,
+        command_line=command_line,
+    )
+    return _run(config, saved=True)
+
+
+def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, Any]:
+    start = time()
+    trainer, train_data, valid_data, test_data = _prepare(config)
+    if config["resume"]:
+        trainer.resume_checkpoint(config["resume"])
+    training_start = time()
+    best_valid_score, best_valid_result = trainer.fit(
+        train_data, valid_data, verbose=verbose, saved=saved, show_progress=config["show_progress"] and verbose
+    )
+    training_seconds = time() - training_start
+    test_result = trainer.evaluate(
+        test_data, load_best_model=saved, show_progress=config["show_progress"] and verbose
+    )
+    result = {
+        "best_valid_score": best_valid_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_valid_result,
+        "test_result": test_result,
+        "calibration": getattr(trainer, "calibration_summary", None),
+        "model_file": trainer.saved_model_file if saved else None,
+    }
+    if verbose:
+        getLogger().info(_closing_table(config, result, training_seconds, time() - start))
+    return result
+
+
+def _prepare(config: GuiderConfig) -> tuple[Any, Any, Any, Any]:
+    """Logger, data, model and trainer of a run, seeded as RecBole seeds them."""
+    if config["resume"] and not Path(config["resume"]).is_file():
+        raise GuiderError(f"resume is {config['resume']}: there is no such checkpoint.")
+    init_seed(config["seed"], config["reproducibility"])
+    _init_logger(config)
+    logger = getLogger()
+    logger.info(config)
+    dataset = build_dataset(config)
+    logger.info(dataset)
+    train_data, valid_data, test_data = prepare_data(config, dataset)
+    features = getattr(train_data.dataset, "item_features", {})
+    if features:
+        logger.info(
+            set_color("Modalities", "pink")
+            + ": "
+            + ", ".join(
+                f"{name} ({part.values.shape[1]}-d, {int(part.present.sum())} of {len(part.present) - 1} items)"
+                for name, part in features.items()
+            )
+        )
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = config.model_class(config, train_data.dataset).to(config["device"])
+    logger.info(model)
+    trainer = trainer_class(config)(config, model)
+    return trainer, train_data, valid_data, test_data
+
+
+def _init_logger(config: GuiderConfig) -> None:
+    """RecBole's logger for this run alone: handlers of an earlier run in this process are closed first."""
+    root = getLogger()
+    for handler in root.handlers[:]:
+        if getattr(handler, "_recbole_guider", False):
+            root.removeHandler(handler)
+            handler.close()
+    before = set(root.handlers)
+    init_logger(config)
+    for handler in set(root.handlers) - before:
+        _mark(handler)
+
+
+def _mark(handler: Handler) -> None:
+    handler._recbole_guider = True  # type: ignore[attr-defined]  # our own mark, read above
+
+
+def _closing_table(config: GuiderConfig, result: Mapping[str, Any], training: float, total: float) -> str:
+    valid, test = result["best_valid_result"] or {}, result["test_result"] or {}
+    metrics = tabulate(
+        [[name, valid.get(name, ""), value] for name, value in test.items()],
+        headers=["metric", "best valid", "test"],
+        tablefmt="github",
+        floatfmt=".4f",
+    )
+    lines = ["", f"{config['model']} on {config['dataset']}", "", metrics, ""]
+    found = result["calibration"]
+    if found:
+        lines.append(
+            f"calibration: noise rate {found['noise_rate']:.3f}, {found['n_true']} true and {found['n_false']} false "
+            f"interactions"
+        )
+    lines.append(f"checkpoint:  {result['model_file'] or 'not saved'}")
+    lines.append(f"time:        {training:.1f} s of training, {total:.1f} s in all")
+    return "\n".join(lines)
+
+
+def load_data_and_model(
+    model_file: str | os.PathLike[str], config_dict: Mapping[str, Any] | None = None
+) -> tuple[GuiderConfig, Any, Any, Any, Any, Any]:
+    """The model of a checkpoint with its data, as RecBole's function of this name gives them.
+
+    Args:
+        model_file: what a run printed as its checkpoint.
+        config_dict: settings that differ here, such as ``{"data_path": ...}`` for data that moved.
+
+    Returns:
+        ``(config, model, dataset, train_data, valid_data, test_data)``; the model scores as it did when it was saved.
+
+    Raises:
+        GuiderError: the file is missing, or not a checkpoint of this package.
+    """
+    checkpoint = load(model_file)
+    config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}))
+    trainer, train_data, valid_data, test_data = _prepare(config)
+    model = trainer.model
+    model.load_state_dict(checkpoint["state_dict"])
+    model.load_other_parameter(checkpoint.get("other_parameter"))
+    model.eval()
+    return config, model, train_data.dataset, train_data, valid_data, test_data
+
+
+def objective_function(
+    config_dict: Mapping[str, Any] | None = None,
+    config_file_list: Sequence[str] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """One trial of a search, in the form that RecBole's HyperTuning calls.
+
+    Select on ``best_valid_score``: ``test_result`` is for reporting the winner, once.
+
+    Args:
+        config_dict: the trial's settings; ``model`` and ``dataset`` may stand here or in a file.
+        config_file_list: property files.
+        saved: whether the best model is written to a checkpoint and tested from it.
+
+    Returns:
+        ``model``, ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``.
+    """
+    config = GuiderConfig(
+        config_file_list=list(config_file_list) if config_file_list else None,
+        config_dict=dict(config_dict) if config_dict else None,
+    )
+    result = _run(config, saved, verbose=False)
+    keys = ("best_valid_score", "valid_score_bigger", "best_valid_result", "test_result")
+    return {"model": config["model"], **{key: result[key] for key in keys}}

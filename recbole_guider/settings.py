@@ -1,0 +1,222 @@
+"""The guider block: every key with its type, its range, its default and its meaning."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import numpy as np
+from annotated_types import Ge, Gt, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from recbole_guider.errors import GuiderError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class CalibrationSettings(_Settings):
+    """``guider.calibration``: which interactions are clean (AMSC)."""
+
+    method: Literal["amsc", "none"] = Field("amsc", description="none: every interaction counts as clean")
+    modalities: Literal["all"] | list[str] = Field("all", description="the modalities that are compared")
+    confidence: Literal["relative", "shared"] = Field(
+        "relative", description="how an item's own modalities are compared: by anchor items, or by plain cosine"
+    )
+    aggregation: Literal["mean", "topk"] = Field("mean", description="how a profile's similarities are summed up")
+    topk: Annotated[int, Field(ge=1)] = Field(5, description="the most similar items that topk keeps")
+    decision: Literal["lfdr", "quantile", "zscore"] = Field("lfdr", description="how scores become probabilities")
+    null_items: Literal["popularity", "uniform"] = Field("popularity", description="how null pairs draw items")
+    popularity: bool = Field(False, description="whether popularity and activity are evidence")
+    noise_rate: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = Field(
+        None, description="the share of noise; null: estimated"
+    )
+    min_profile: Annotated[int, Field(ge=2)] = Field(3, description="users with fewer items give no evidence")
+    anchors: Annotated[int, Field(ge=2)] = Field(512, description="the number of anchor items")
+    behaviour: bool = Field(True, description="whether co-occurrence is one more modality")
+    recalibrate_every: Annotated[int, Field(ge=0)] = Field(0, description="epochs between calibrations; 0: one only")
+
+
+class DBPRSettings(_Settings):
+    """``guider.dbpr``: the teacher's loss."""
+
+    form: Literal["pairwise", "softmax"] = Field("softmax", description="one negative, or many shared by the batch")
+    temperature: Positive = Field(0.2, description="divides the cosine scores of the softmax form")
+    negatives: Annotated[int, Field(ge=1)] = Field(512, description="negatives shared by a batch, softmax form")
+    soft: bool = Field(True, description="weigh by the clean probability; false: by 0 or 1")
+    eta: NonNegative = Field(0.1, description="the weight of ranking true items above false ones")
+    gamma: NonNegative = Field(0.0, description="the weight of ranking false items below the negatives")
+    false_as: Literal["ignore", "negative"] = Field("ignore", description="what false items among negatives count as")
+
+
+class DistillationSettings(_Settings):
+    """``guider.distillation``: what the student learns from the teacher."""
+
+    objective: Literal["ot", "kl", "none"] = Field("ot", description="optimal transport, KL divergence, or nothing")
+    cost: Literal["cosine", "scores"] = Field("cosine", description="how two users' scores compare")
+    plan: Literal["anchored", "batch"] = Field("anchored", description="transport at a price, or free")
+    anchor: NonNegative = Field(1.0, description="the price of moving mass to another user")
+    weight: NonNegative = Field(1.0, description="the weight of the distillation loss")
+    epsilon: Positive = Field(0.05, description="the entropic regularisation of the plan")
+    iterations: Annotated[int, Field(ge=1)] = Field(50, description="Sinkhorn iterations")
+    users: Annotated[int, Field(ge=2)] = Field(512, description="the users of a batch that are compared")
+    debias: bool = Field(False, description="subtract the two self-transport terms")
+    balance: Literal["fixed", "min_norm"] = Field("fixed", description="by weight, or by the losses' gradients")
+
+
+class NoiseSettings(_Settings):
+    """``guider.noise``: what an experiment injects into the training data."""
+
+    interactions: NonNegative = Field(0.0, description="random pairs to add, as a share of the training pairs")
+    features: NonNegative = Field(0.0, description="noise on the content features")
+    seed: Annotated[int, Field(ge=0)] = Field(2020, description="the seed of both")
+
+
+class GuiderSettings(_Settings):
+    """The whole ``guider`` block. Immutable; ``properties/guider.yaml`` shows the same keys and defaults."""
+
+    teacher: Annotated[str, Field(min_length=1)] = Field("LightGCN", description="the ID-based teacher")
+    teacher_parameters: dict[str, Any] = Field(default_factory=dict, description="the teacher's hyper-parameters")
+    calibration: CalibrationSettings = CalibrationSettings()
+    dbpr: DBPRSettings = DBPRSettings()
+    distillation: DistillationSettings = DistillationSettings()
+    student_loss: Literal["own", "dbpr"] = Field("own", description="the backbone's loss, or the calibrated one")
+    schedule: Literal["in_sync", "pretrained"] = Field("in_sync", description="both each epoch, or the teacher first")
+    noise: NoiseSettings = NoiseSettings()
+    eval_mask: Literal["recbole", "mmrec"] = Field(
+        "recbole", description="hidden at test: training and validation items, or training items only"
+    )
+
+    @classmethod
+    def from_block(cls, block: Mapping[str, Any] | bool | None) -> GuiderSettings | None:
+        """The settings that a configuration's ``guider`` value stands for.
+
+        Args:
+            block: a mapping with any part of the keys (the others keep their defaults; a nested block that is null
+                counts as not given); True for all defaults; False or None for the plain model.
+
+        Returns:
+            The settings, or None for the plain model.
+
+        Raises:
+            GuiderError: a key that does not exist, a value of another type or out of range; the message names the
+                dotted key, the value and what is allowed.
+        """
+        if block is None or block is False:
+            return None
+        if block is True:
+            return cls()
+        if not isinstance(block, Mapping):
+            raise GuiderError(f"guider is {block!r}: give true, false or a block of keys ({', '.join(cls.model_fields)}).")
+        try:
+            return cls.model_validate(_plain(block, cls))
+        except ValidationError as error:
+            raise GuiderError(_explain(error)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys with their values as plain Python, nested like the block."""
+        return self.model_dump()
+
+
+def _plain(block: Mapping[Any, Any], model: type[BaseModel] | None) -> dict[Any, Any]:
+    """``block`` with numpy numbers, tuples and empty nested blocks turned into what the schema reads."""
+    plain: dict[Any, Any] = {}
+    for key, value in block.items():
+        nested = _nested(model.model_fields[key]) if model is not None and key in model.model_fields else None
+        if value is None and nested is not None:
+            continue
+        plain[key] = _plain(value, nested) if isinstance(value, Mapping) else _plain_value(value)
+    return plain
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(part) for part in value]
+    return value
+
+
+def _nested(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "guider") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        nested = _nested(field)
+        yield f"{prefix}.{name}"
+        if nested is not None:
+            yield from _dotted_keys(nested, f"{prefix}.{name}")
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence for the first mistake; a key that does not exist comes before a value that is wrong."""
+    mistakes = error.errors(include_url=False, include_context=False)
+    mistake = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
+    model: type[BaseModel] = GuiderSettings
+    path = ["guider"]
+    for part in mistake["loc"]:
+        path.append(str(part))
+        if part not in model.model_fields:
+            return _explain_unknown(".".join(path), model)
+        field = model.model_fields[str(part)]
+        nested = _nested(field)
+        if nested is None:
+            break  # what follows in loc is the branch of a union or the index in a list
+        model = nested
+    else:
+        keys = ", ".join(model.model_fields)
+        return f"{'.'.join(path)} is {mistake['input']!r}: it is a block of keys ({keys})."
+    value = mistake["input"]
+    return f"{'.'.join(path)} is {value!r}: it must be {_allowed(field.annotation, field.metadata)}."
+
+
+def _explain_unknown(key: str, model: type[BaseModel]) -> str:
+    known = list(_dotted_keys(GuiderSettings))
+    leaf = key.rpartition(".")[2]
+    elsewhere = [other for other in known if other.rpartition(".")[2] == leaf]
+    near = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    guess = f"; did you mean {near[0]}?" if near else "."
+    return f"{key} is not a setting{guess} Allowed: {', '.join(model.model_fields)}."
+
+
+def _allowed(annotation: Any, metadata: list[Any]) -> str:
+    """What values a field takes, in words."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *constraints = get_args(annotation)
+        return _allowed(inner, [*metadata, *constraints])
+    if origin in (Union, types.UnionType):
+        return " or ".join(_allowed(branch, metadata) for branch in get_args(annotation))
+    if origin is Literal:
+        values = [str(value) for value in get_args(annotation)]
+        return values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
+    if origin is list:
+        return "a list of names"
+    if origin is dict:
+        return "a block of keys"
+    words = {bool: "true or false", str: "a name", type(None): "null"}
+    if annotation in words:
+        return words[annotation]
+    return ("a whole number" if annotation is int else "a number") + _bounds(metadata)
+
+
+def _bounds(metadata: list[Any]) -> str:
+    flat = [part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
+    bounds = []
+    for part in flat:
+        if isinstance(part, Gt):
+            bounds.append(f"> {part.gt}")
+        elif isinstance(part, Ge):
+            bounds.append(f">= {part.ge}")
+        elif isinstance(part, Lt):
+            bounds.append(f"< {part.lt}")
+    return " " + " and ".join(bounds) if bounds else ""

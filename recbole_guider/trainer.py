@@ -1,0 +1,274 @@
+"""GUIDER's training: calibrator, teacher and student around RecBole's own epoch loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.trainer import Trainer
+from recbole.utils import early_stopping, get_trainer, set_color
+from tqdm import tqdm
+
+from recbole_guider.amsc import Calibration
+from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
+from recbole_guider.checkpoint import PlainCheckpoints
+from recbole_guider.errors import GuiderError
+
+#: What the three numbers of a GUIDER epoch are called in logs, bars and TensorBoard.
+LOSS_NAMES = ("teacher loss", "student loss", "distillation loss")
+
+
+class TeacherBatches:
+    """The training interactions with their clean probability, shuffled anew in every pass.
+
+    The teacher's negatives are shared by a batch and drawn by the model, so nothing of RecBole's sampling is needed.
+    The order comes from a generator of its own: the student sees the batches that the plain model would.
+
+    Args:
+        dataset: the training part of a data set, with the column ``clean_probability``.
+        batch_size: interactions in a batch.
+        generator: where the order comes from.
+    """
+
+    shuffle = False
+
+    def __init__(self, dataset: Any, batch_size: int, generator: torch.Generator) -> None:
+        self.columns = {
+            name: dataset.inter_feat[name] for name in (dataset.uid_field, dataset.iid_field, CLEAN_PROBABILITY)
+        }
+        self.size = len(dataset.inter_feat)
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Interaction]:
+        order = torch.randperm(self.size, generator=self.generator)
+        for rows in order.split(self.batch_size):
+            yield Interaction({name: column[rows] for name, column in self.columns.items()})
+
+
+class _Watched:
+    """A loader whose batches move a progress bar."""
+
+    def __init__(self, loader: Any, bar: Any, losses: Mapping[str, float]) -> None:
+        self.loader, self.bar, self.losses = loader, bar, losses
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield batch
+            self.bar.update()
+            self.bar.set_postfix_str(" ".join(f"{name} {value:.4f}" for name, value in self.losses.items()))
+
+
+class GuiderTraining(PlainCheckpoints):
+    """Mixed into a RecBole trainer to train a :class:`~recbole_guider.model.guider.Guider`.
+
+    Before the first epoch AMSC calibrates the training interactions. Then, with ``schedule: in_sync``, every epoch is
+    one pass of the teacher and one pass of the student against the frozen teacher; with ``pretrained`` the teacher is
+    trained by itself first, stops by the same early stopping on its own validation score, and stays as it was at its
+    best. The passes run through RecBole's ``_train_epoch``, so clip_grad_norm, mixed precision and a backbone's own
+    trainer apply; everything around them (early stopping, logging, evaluation) is RecBole's.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.settings = config.guider_settings
+        self.calibration: Calibration | None = None
+        self.clean_probability: torch.Tensor | None = None
+        self.calibration_summary: dict[str, Any] | None = None
+        self.teacher_optimizer: Any = None
+        if model.teacher is not None:
+            self.teacher_optimizer = self._build_optimizer(params=list(model.teacher.parameters()))
+        self._order = torch.Generator().manual_seed(config["seed"])
+        self._teacher_ready = False
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        # RecBole would hand every parameter to one optimiser; the teacher has one of its own.
+        kwargs.setdefault("params", list(self.model.student.parameters()))
+        return super()._build_optimizer(**kwargs)  # type: ignore[misc]  # the trainer beside this mixin has it
+
+    # -- calibration ----------------------------------------------------------------------------------------------
+
+    def _calibrate(self, dataset: Any, behaviour_embeddings: np.ndarray | None = None) -> None:
+        start = time()
+        self.calibration = calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
+        self.clean_probability = torch.from_numpy(np.asarray(self.calibration.clean_probability, dtype=np.float32))
+        self.calibration_summary = summary(self.calibration)
+        self._log_calibration(time() - start)
+
+    def _apply_calibration(self, dataset: Any) -> None:
+        assert self.clean_probability is not None
+        if len(self.clean_probability) != len(dataset.inter_feat):
+            raise GuiderError(
+                f"The checkpoint was trained on {len(self.clean_probability)} interactions and the data set has "
+                f"{len(dataset.inter_feat)}: resume with the data it was started on."
+            )
+        attach(dataset, self.clean_probability)
+        users = dataset.inter_feat[dataset.uid_field].numpy()
+        items = dataset.inter_feat[dataset.iid_field].numpy()
+        self.model.set_calibration(users, items, self.clean_probability.numpy() >= 0.5)
+
+    def _log_calibration(self, seconds: float) -> None:
+        found = self.calibration_summary
+        assert found is not None
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in found["modality_weights"].items())
+        self.logger.info(
+            set_color("AMSC", "green")
+            + f" [{set_color('time', 'blue')}: {seconds:.2f}s] noise rate {found['noise_rate']:.3f}, "
+            + f"{found['n_true']} true and {found['n_false']} false interactions, modality weights: {weights or 'none'}"
+        )
+
+    # -- epochs ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        """Within this context RecBole's loop steps the teacher's optimiser."""
+        self.optimizer, student_optimizer = self.teacher_optimizer, self.optimizer
+        try:
+            yield
+        finally:
+            # gradients that stay behind would count in the student's clip_grad_norm
+            self.teacher_optimizer.zero_grad(set_to_none=True)
+            self.optimizer = student_optimizer
+
+    def _teacher_batches(self, train_data: Any) -> TeacherBatches:
+        return TeacherBatches(train_data.dataset, self.config["train_batch_size"], self._order)
+
+    def _teacher_pass(self, batches: Any, epoch_idx: int) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._teaching():
+            return Trainer._train_epoch(self, batches, epoch_idx, loss_func=self.model.teacher_loss)
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> tuple[float, ...]:
+        every = self.settings.calibration.recalibrate_every
+        if every and epoch_idx and epoch_idx % every == 0 and self.model.teacher is not None:
+            self.model.freeze_teacher()
+            self._calibrate(train_data.dataset, self.model.teacher_item_matrix())
+            self._apply_calibration(train_data.dataset)
+        teaches = self.teacher_optimizer is not None and self.settings.schedule == "in_sync"
+        batches = self._teacher_batches(train_data) if teaches else []
+        self.model.last_losses.clear()
+        with tqdm(
+            total=len(batches) + len(train_data),
+            ncols=100,
+            desc=set_color(f"Train {epoch_idx:>5}", "pink"),
+            disable=not show_progress,
+        ) as bar:
+            watch = [_Watched(loader, bar, self.model.last_losses) for loader in (batches, train_data)]
+            teacher_loss = self._teacher_pass(watch[0], epoch_idx) if teaches else 0.0
+            self.model.freeze_teacher()
+            losses = super()._train_epoch(  # type: ignore[misc]  # the trainer beside this mixin has it
+                watch[1], epoch_idx, loss_func=loss_func
+            )
+        return (teacher_loss, *losses)
+
+    def _pretrain_teacher(self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool) -> None:
+        """Train the teacher alone until its validation score stops rising, and keep it as it was at its best."""
+        batches = self._teacher_batches(train_data)
+        best_score, waited = (-np.inf if self.valid_metric_bigger else np.inf), 0
+        best_state = deepcopy(self.model.teacher.state_dict())
+        for epoch_idx in range(self.epochs):
+            start = time()
+            self.model.last_losses.clear()
+            with tqdm(
+                total=len(batches), ncols=100, desc=set_color(f"Teach {epoch_idx:>5}", "pink"),
+                disable=not show_progress,
+            ) as bar:
+                loss = self._teacher_pass(_Watched(batches, bar, self.model.last_losses), epoch_idx)
+            if not valid_data or (epoch_idx + 1) % self.eval_step:
+                continue
+            with self.model.scored_by_teacher():
+                score, _ = self._valid_epoch(valid_data, show_progress=show_progress)
+            best_score, waited, stop, better = early_stopping(
+                score, best_score, waited, max_step=self.stopping_step, bigger=self.valid_metric_bigger
+            )
+            if verbose:
+                self.logger.info(
+                    set_color(f"teacher epoch {epoch_idx}", "green")
+                    + f" [{set_color('time', 'blue')}: {time() - start:.2f}s, teacher loss: {loss:.4f}, "
+                    + f"valid_score: {score:.4f}]"
+                )
+            if better:
+                best_state = deepcopy(self.model.teacher.state_dict())
+            if stop:
+                break
+        if valid_data:
+            self.model.teacher.load_state_dict(best_state)
+        self._teacher_ready = True
+
+    def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True,
+            show_progress: bool = False, callback_fn: Any = None) -> tuple[float, Any]:
+        if self.clean_probability is None:
+            self._calibrate(train_data.dataset)
+        self._apply_calibration(train_data.dataset)
+        if self.settings.schedule == "pretrained" and self.model.teacher is not None and not self._teacher_ready:
+            self.eval_collector.data_collect(train_data)
+            self._pretrain_teacher(train_data, valid_data, verbose, show_progress)
+        return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+
+    # -- logs -----------------------------------------------------------------------------------------------------
+
+    def _generate_train_loss_output(self, epoch_idx: int, s_time: float, e_time: float, losses: Any) -> str:
+        text: str = super()._generate_train_loss_output(epoch_idx, s_time, e_time, losses)  # type: ignore[misc]
+        for number, name in enumerate(LOSS_NAMES, start=1):
+            text = text.replace(f"train_loss{number}", name)
+        return text
+
+    def _add_train_loss_to_tensorboard(self, epoch_idx: int, losses: Any, tag: str = "Loss/Train") -> None:
+        for name, loss in zip(LOSS_NAMES, losses, strict=False):
+            self.tensorboard.add_scalar(f"{tag}/{name}", loss, epoch_idx)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Any]:
+        return {
+            "teacher_optimizer": None if self.teacher_optimizer is None else self.teacher_optimizer.state_dict(),
+            "teacher_ready": self._teacher_ready,
+            "order": self._order.get_state(),
+            "clean_probability": self.clean_probability,
+            "calibration": self.calibration_summary,
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        if self.teacher_optimizer is not None:
+            self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])
+        self._teacher_ready = state["teacher_ready"]
+        self._order.set_state(state["order"].cpu())
+        self.clean_probability = state["clean_probability"].cpu()
+        self.calibration_summary = state["calibration"]
+
+
+class GuiderTrainer(GuiderTraining, Trainer):
+    """GUIDER's training around RecBole's standard trainer; backbones with a trainer of their own keep theirs."""
+
+
+@lru_cache(maxsize=None)
+def _with(mixin: type, trainer: type) -> type:
+    return type(f"{mixin.__name__}{trainer.__name__}", (mixin, trainer), {"__module__": __name__})
+
+
+def trainer_class(config: Any) -> type:
+    """The trainer of a run: RecBole's choice for the backbone, with GUIDER's training where its block is on."""
+    trainer = get_trainer(config["MODEL_TYPE"], config["backbone"])
+    if config.guider_settings is None:
+        return _with(PlainCheckpoints, trainer)
+    return GuiderTrainer if trainer is Trainer else _with(GuiderTraining, trainer)
+
+
