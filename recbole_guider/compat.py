@@ -1,44 +1,89 @@
-"""Every bridge between RecBole 1.2.1 and the releases around it: one function each, why it is there, when it can go.
+"""Every bridge between RecBole 1.2.1 and the releases around it: one function each, why it is there, when it
+can go.
 
-The shims change RecBole where possible, and numpy, scipy and torch only by what they removed. None changes a number:
-with the releases that RecBole was written for, each is without effect.
+A shim changes RecBole where possible, and numpy, scipy and torch only by what they removed. None changes a
+number: with the releases that RecBole was written for, each is without effect. A shim takes the RecBole
+module that it is for and runs when that module has been imported, so that this package can be imported
+without RecBole's seconds.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import pickle
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-_applied = False
-
 
 def apply() -> None:
-    """Put every shim in place, once. Importing recbole_guider calls it, and so does every worker process."""
-    global _applied
-    if _applied:
+    """Put every shim in place, now or when its module of RecBole is imported; a second call does nothing.
+
+    Importing recbole_guider calls it, and so does every worker process that unpickles something of this
+    package.
+    """
+    if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
-    numpy_aliases()
-    scipy_dok_update()
-    pandas_reading()
-    pandas_loading()
-    torch_load()
-    torch_amp()
-    _applied = True
+    sys.meta_path.insert(0, _AfterImport())
+    for name, shims in _SHIMS.items():
+        if name in sys.modules:
+            for shim in shims:
+                shim(sys.modules[name])
 
 
-def numpy_aliases() -> None:
+class _AfterImport(MetaPathFinder):
+    """Runs the shims of a module right after its own code."""
+
+    def __init__(self) -> None:
+        self._searching: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _SHIMS or fullname in self._searching:
+            return None
+        self._searching.add(fullname)
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._searching.discard(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_shim(module: ModuleType) -> None:
+            run(module)
+            for shim in _SHIMS[fullname]:
+                shim(module)
+
+        spec.loader.exec_module = run_and_shim  # type: ignore[method-assign]  # of this one module's loader
+        return spec
+
+
+def quiet_ray(recbole: ModuleType) -> None:
+    """Silence ``pkg_resources is deprecated as an API``.
+
+    Why: ray 2.6, which RecBole imports, causes it at import; a user of RecBole can do nothing about it.
+    Can go when RecBole allows a ray that does not import pkg_resources (2.8 and later).
+    """
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated as an API", UserWarning)
+
+
+def numpy_aliases(recbole: ModuleType) -> None:
     """Give numpy back the names that RecBole uses: ``np.float`` and the like, ``np.float_`` and the like.
 
-    Why: numpy 1.24 removed the first; RecBole's own bridge (``Config.compatibility_settings``) restores them from the
-    second, which numpy 2 removed, and runs too late for code that needs no Config. What is there already stays.
+    Why: numpy 1.24 removed the first; RecBole's own bridge (``Config.compatibility_settings``) restores them
+        from the
+    second, which numpy 2 removed, and runs too late for code that needs no Config. What is there already
+    stays.
     Can go when RecBole's sources use the builtin types.
     """
     gone = {
@@ -59,10 +104,12 @@ def numpy_aliases() -> None:
             setattr(np, name, scalar)
 
 
-def scipy_dok_update() -> None:
-    """Give scipy's ``dok_matrix`` its method ``_update`` back: set many entries from a dict of (row, column) -> value.
+def scipy_dok_update(recbole: ModuleType) -> None:
+    """Give scipy's ``dok_matrix`` its method ``_update`` back: set many entries from a dict of (row, column)
+    -> value.
 
-    Why: scipy 1.13 removed it; RecBole's LightGCN, NGCF, NCL, GCMC, SpectralCF, KGIN and MCCLK build their graphs with it.
+    Why: scipy 1.13 removed it; RecBole's LightGCN, NGCF, NCL, GCMC, SpectralCF, KGIN and MCCLK build their
+        graphs with it.
     Can go when RecBole builds them another way.
     """
     from scipy.sparse import dok_matrix
@@ -75,12 +122,13 @@ def scipy_dok_update() -> None:
         dok_matrix._update = update
 
 
-def pandas_reading() -> None:
+def pandas_reading(dataset_module: ModuleType) -> None:
     """Let RecBole read atomic files into the columns that it expects: text as objects, empty sequences as "".
 
-    Why: pandas 3 reads text into a string type of its own, and ``df[field].fillna("", inplace=True)``, by which RecBole
-    fills empty sequences, changes a copy: the next line then splits a NaN. Only RecBole's data set module is affected:
-    its name ``pd`` gets another ``read_csv``.
+    Why: pandas 3 reads text into a string type of its own, and ``df[field].fillna("", inplace=True)``, by
+        which RecBole
+    fills empty sequences, changes a copy: the next line then splits a NaN. Only RecBole's data set module is
+    affected: its name ``pd`` gets another ``read_csv``.
     Can go when RecBole assigns the filled column back (``df[field] = df[field].fillna("")``).
     """
     import pandas as pd
@@ -97,23 +145,27 @@ def pandas_reading() -> None:
                 frame[column] = frame[column].fillna("")
         return frame
 
-    module = importlib.import_module("recbole.data.dataset.dataset")
-    module.pd = _Overlay(pd, read_csv=read_csv)  # type: ignore[attr-defined]  # a module's name
+    dataset_module.pd = _Overlay(pd, read_csv=read_csv)  # type: ignore[attr-defined]  # a module's name
 
 
-def pandas_loading() -> None:
-    """Let RecBole's data sets fill missing values and measure sequences on pandas 3, and silence pandas 2 about both.
+def pandas_loading(dataset_module: ModuleType) -> None:
+    """Let RecBole's data sets fill missing values and measure sequences on pandas 3, and silence pandas 2
+    about both.
 
-    Why: in ``Dataset._fill_nan`` the chained ``feat[field].fillna(..., inplace=True)`` changes a copy since pandas 3, so
-    that the padding row of a float column stays NaN: the same values are now filled in before. ``Series.agg(len)``, in
-    the remapping, normalising and binning of sequences, gives one number since pandas 3, not one for each row: within
-    the loading of a data set it has its old meaning. pandas 2.1 to 2.3 announce both changes in warnings that a user
-    can do nothing about.
+    Why: in ``Dataset._fill_nan`` the chained ``feat[field].fillna(..., inplace=True)`` changes a copy since
+        pandas 3, so
+    that the padding row of a float column stays NaN: the same values are now filled in before.
+    ``Series.agg(len)``, in the remapping, normalising and binning of sequences, gives one number since pandas
+    3, not one for each row: within the loading of a data set it has its old meaning. pandas 2.1 to 2.3
+    announce both changes in warnings that a user can do nothing about.
     Can go when RecBole assigns the filled column back and uses ``Series.map(len)``.
     """
-    from recbole.data.dataset import Dataset
-
-    fill_nan, from_scratch = Dataset._fill_nan, Dataset._from_scratch
+    Dataset: Any = dataset_module.Dataset
+    fill_nan, from_scratch, to_interaction = (
+        Dataset._fill_nan,
+        Dataset._from_scratch,
+        Dataset._dataframe_to_interaction,
+    )
 
     @functools.wraps(fill_nan)
     def fill_nan_in_place(self: Any) -> None:
@@ -128,8 +180,16 @@ def pandas_loading() -> None:
                 warnings.filterwarnings("ignore", message, Warning, module=r"recbole\.data\.")
             from_scratch(self)
 
+    @functools.wraps(to_interaction)
+    def convert(self: Any, data: Any) -> Any:
+        with warnings.catch_warnings():
+            # pandas 3 marks a column's array read-only; nothing else uses the table once it is converted
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            return to_interaction(self, data)
+
     Dataset._fill_nan = fill_nan_in_place
     Dataset._from_scratch = load
+    Dataset._dataframe_to_interaction = convert
 
 
 def _fill_columns(dataset: Any) -> None:
@@ -156,37 +216,41 @@ def _sequence_lengths() -> Iterator[None]:
     def agg(self: Any, func: Any = None, *args: Any, **kwargs: Any) -> Any:
         return self.map(len) if func is len else original(self, func, *args, **kwargs)
 
-    pd.Series.agg = agg  # type: ignore[method-assign]  # until the data set is loaded
+    pd.Series.agg = agg
     try:
         yield
     finally:
-        pd.Series.agg = original  # type: ignore[method-assign]  # as it was
+        pd.Series.agg = original
 
 
-def torch_load() -> None:
-    """Let RecBole's own trainers and ``load_data_and_model`` read RecBole's own checkpoints.
+def torch_load_of_trainers(trainer_module: ModuleType) -> None:
+    """Let RecBole's own trainers resume from, and test, RecBole's own checkpoints.
 
-    Why: since torch 2.6 ``torch.load`` reads plain data only, and RecBole's checkpoints hold a pickled Config. There, and
-    only there, a file that is not plain data is read as before, which trusts the file as RecBole always did. Code outside
-    RecBole keeps torch's rule: a trainer that is not RecBole's own class does not get this.
+    Why: since torch 2.6 ``torch.load`` reads plain data only, and RecBole's checkpoints hold a pickled
+        Config. There, and
+    only there, a file that is not plain data is read as before, which trusts the file as RecBole always did.
+    A trainer that is not RecBole's own class keeps torch's rule.
     Can go when RecBole stores plain data, or passes weights_only=False itself.
     """
-    quick_start = importlib.import_module("recbole.quick_start.quick_start")
-    public = importlib.import_module("recbole.quick_start")
-    trainer = importlib.import_module("recbole.trainer.trainer")
 
-    def of_recbole(instance: Any) -> bool:
-        return type(instance).__module__.partition(".")[0] == "recbole"
+    def of_recbole(trainer: Any) -> bool:
+        return type(trainer).__module__.partition(".")[0] == "recbole"
 
-    load_data_and_model = _reading_pickles(quick_start.load_data_and_model, lambda model_file: True)
-    for module in (quick_start, public):
-        module.load_data_and_model = load_data_and_model  # type: ignore[attr-defined]  # a module's name
-    for trainer_class in vars(trainer).values():
-        if not isinstance(trainer_class, type) or not issubclass(trainer_class, trainer.AbstractTrainer):
+    for name, trainer in list(vars(trainer_module).items()):
+        if not name.endswith("Trainer") or not isinstance(trainer, type):
             continue
-        for name in ("resume_checkpoint", "evaluate"):
-            if name in vars(trainer_class):
-                setattr(trainer_class, name, _reading_pickles(vars(trainer_class)[name], of_recbole))
+        for method in ("resume_checkpoint", "evaluate"):
+            if method in vars(trainer):
+                setattr(trainer, method, _reading_pickles(vars(trainer)[method], of_recbole))
+
+
+def torch_load_of_quick_start(quick_start_module: ModuleType) -> None:
+    """Let RecBole's ``load_data_and_model`` read RecBole's own checkpoints; why and until when: as there."""
+    wrapped = _reading_pickles(quick_start_module.load_data_and_model, lambda model_file: True)
+    package = sys.modules.get("recbole.quick_start")
+    for module in (quick_start_module, package):
+        if hasattr(module, "load_data_and_model"):
+            module.load_data_and_model = wrapped  # type: ignore[union-attr]  # a module that has it
 
 
 def _reading_pickles(function: Callable[..., Any], applies: Callable[[Any], bool]) -> Callable[..., Any]:
@@ -194,29 +258,32 @@ def _reading_pickles(function: Callable[..., Any], applies: Callable[[Any], bool
     import torch
 
     @functools.wraps(function)
-    def wrapped(first: Any, *args: Any, **kwargs: Any) -> Any:
-        if not applies(first):
-            return function(first, *args, **kwargs)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not applies(args[0] if args else None):
+            return function(*args, **kwargs)
         original = torch.load
 
         def load(*load_args: Any, **load_kwargs: Any) -> Any:
             if load_kwargs.get("weights_only") is not None:
                 return original(*load_args, **load_kwargs)
             try:
-                return original(*load_args, **{**load_kwargs, "weights_only": True})
+                with warnings.catch_warnings():
+                    # said of a pickle, which is then read as one
+                    warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+                    return original(*load_args, **{**load_kwargs, "weights_only": True})
             except pickle.UnpicklingError:
                 return original(*load_args, **{**load_kwargs, "weights_only": False})
 
         torch.load = load
         try:
-            return function(first, *args, **kwargs)
+            return function(*args, **kwargs)
         finally:
             torch.load = original
 
     return wrapped
 
 
-def torch_amp() -> None:
+def torch_amp(trainer_module: ModuleType) -> None:
     """Point RecBole's trainer to ``torch.amp`` instead of ``torch.cuda.amp``.
 
     Why: torch 2.4 deprecated the latter, which now warns at every batch. The meaning is the same.
@@ -225,8 +292,7 @@ def torch_amp() -> None:
     import torch
 
     if hasattr(torch.amp, "GradScaler"):
-        trainer = importlib.import_module("recbole.trainer.trainer")
-        trainer.amp = SimpleNamespace(  # type: ignore[attr-defined]  # a module's name
+        trainer_module.amp = SimpleNamespace(  # type: ignore[attr-defined]  # a module's name
             autocast=functools.partial(torch.amp.autocast, "cuda"),
             GradScaler=functools.partial(torch.amp.GradScaler, "cuda"),
         )
@@ -248,3 +314,12 @@ class _Overlay(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+
+#: RecBole's modules, and what each needs once it is there.
+_SHIMS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
+    "recbole": (quiet_ray, numpy_aliases, scipy_dok_update),
+    "recbole.data.dataset.dataset": (pandas_reading, pandas_loading),
+    "recbole.trainer.trainer": (torch_load_of_trainers, torch_amp),
+    "recbole.quick_start.quick_start": (torch_load_of_quick_start,),
+}

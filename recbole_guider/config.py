@@ -1,4 +1,5 @@
-"""RecBole's configuration with a ``guider`` block that merges key by key, dotted keys, and a device of one's choice."""
+"""RecBole's configuration with a ``guider`` block that merges key by key, dotted keys, and a device of one's
+choice."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from recbole.config import Config
 
 from recbole_guider import compat
 from recbole_guider.errors import GuiderError
-from recbole_guider.registry import PREFIX, check_trainable, get_model_class
+from recbole_guider.registry import PREFIX, backbone_class, check_trainable, get_model_class
 from recbole_guider.resources import dataset_configs_dir, properties_dir
 from recbole_guider.settings import GuiderSettings
 
@@ -49,7 +50,9 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)$"),
+    re.compile(
+        r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -58,17 +61,20 @@ class GuiderConfig(Config):
     """The configuration of a run.
 
     Sources, each overriding the ones before: RecBole's defaults, this package's (``properties/overall.yaml``,
-    ``properties/model/<Backbone>.yaml``, ``dataset_configs/<dataset>.yaml``), the user's files in their order,
-    ``config_dict``, the command line. The blocks ``guider`` and ``modalities`` merge key by key; for other keys a later
-    value replaces an earlier one, as in RecBole. A dotted key (``guider.dbpr.eta``, ``eval_args.mode``) sets one entry
-    of a mapping, in every source. ``null`` removes an entry of ``modalities``.
+    ``properties/model/<Backbone>.yaml``, ``dataset_configs/<dataset>.yaml``), the user's files in their
+    order, ``config_dict``, the command line. The blocks ``guider`` and ``modalities`` merge key by key; for
+    other keys a later value replaces an earlier one, as in RecBole. A dotted key (``guider.dbpr.eta``,
+    ``eval_args.mode``) sets one entry of a mapping, in every source. ``null`` removes an entry of
+    ``modalities``.
 
-    ``guider: false`` (or null, or no block) is the plain model, unless the model is named ``GUIDER_<Backbone>``, where
-    only ``false`` is. ``GUIDER_FREEDOM``, and ``FREEDOM`` with the block, are the same configuration.
+    ``guider: false`` (or null, or no block) is the plain model, unless the model is named
+    ``GUIDER_<Backbone>``, where only ``false`` is. ``GUIDER_FREEDOM``, and ``FREEDOM`` with the block, are
+    the same configuration.
 
-    Beyond RecBole's entries: ``config["model"]`` is ``GUIDER_<Backbone>`` when the block is on, ``config["backbone"]``
-    the model itself, ``config["guider"]`` the full settings as a dict, or False. ``eval_mask`` and ``noise`` are read from
-    the block or from the top level, where they serve plain models too; after reading, both places agree.
+    Beyond RecBole's entries: ``config["model"]`` is ``GUIDER_<Backbone>`` when the block is on,
+    ``config["backbone"]`` the model itself, ``config["guider"]`` the full settings as a dict, or False.
+    ``eval_mask`` and ``noise`` are read from the block or from the top level, where they serve plain models
+    too; after reading, both places agree.
 
     Args:
         model: a model's name or class; default: the key ``model`` of the sources.
@@ -78,12 +84,17 @@ class GuiderConfig(Config):
         command_line: arguments such as ``["--epochs=3"]``; None: ``sys.argv[1:]``, empty: none.
 
     Raises:
-        GuiderError: a file that is missing or malformed, an unknown model, a wrong setting in ``guider``, CUDA asked for
-            where there is none.
+        GuiderError: a file that is missing or malformed, an unknown model, a wrong setting in ``guider``,
+            CUDA asked for where there is none.
     """
 
     #: The settings of the guider block, or None for the plain model.
     guider_settings: GuiderSettings | None
+    # RecBole's, which has no annotations
+    parameters: dict[str, list[str]]
+    internal_config_dict: dict[str, Any]
+    final_config_dict: dict[str, Any]
+    cmd_config_dict: dict[str, Any]
 
     def __init__(
         self,
@@ -103,7 +114,8 @@ class GuiderConfig(Config):
         super().__init__(model, dataset, config_file_list, config_dict)
         del self._command_line, self._stored, self._sources
 
-    # -- reading the sources ------------------------------------------------------------------------------------------
+    # -- reading the sources
+    # ------------------------------------------------------------------------------------------
 
     def compatibility_settings(self) -> None:
         # RecBole's version fails on numpy 2
@@ -132,13 +144,16 @@ class GuiderConfig(Config):
 
     def _load_variable_config_dict(self, config_dict: Mapping[str, Any] | None) -> dict[str, Any]:
         # a copy: RecBole changes the caller's dict
-        converted = super()._load_variable_config_dict(copy.deepcopy(dict(config_dict)) if config_dict else None)
+        converted = super()._load_variable_config_dict(
+            copy.deepcopy(dict(config_dict)) if config_dict else None
+        )
         self._sources.append(converted)
         return merge({}, converted)
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
-            key: parse_value(key, value) if isinstance(value, str) else value for key, value in config_dict.items()
+            key: parse_value(key, value) if isinstance(value, str) else value
+            for key, value in config_dict.items()
         }
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -154,21 +169,26 @@ class GuiderConfig(Config):
         for source in self._sources:
             self.external_config_dict = merge(self.external_config_dict, source)
 
-    # -- model, data set and defaults ---------------------------------------------------------------------------------
+    # -- model, data set and defaults
+    # ---------------------------------------------------------------------------------
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         given = model if model is not None else self.external_config_dict.get("model")
         if not given:
-            raise GuiderError("no model is given: name one with --model=, as `model:` in a file or in config_dict.")
+            raise GuiderError(
+                "no model is given: name one with --model=, as `model:` in a file or in config_dict."
+            )
         if dataset is None and not self.external_config_dict.get("dataset"):
-            raise GuiderError("no data set is given: name one with --dataset=, as `dataset:` in a file or in config_dict.")
-        named = False
+            raise GuiderError(
+                "no data set is given: name one with --dataset=, as `dataset:` in a file or in config_dict."
+            )
+        backbone: Any
         if isinstance(given, str):
             named = given.startswith(PREFIX)
-            backbone = get_model_class(given.removeprefix(PREFIX))
+            backbone = backbone_class(given)
         else:
             named = given.__name__.startswith(PREFIX) and hasattr(given, "backbone")
-            backbone = given.backbone if named else given
+            backbone = getattr(given, "backbone", given) if named else given
         # what the user said; a block among the defaults gives values, but does not switch GUIDER on
         block = self.external_config_dict.get("guider")
         self._guider_on = block is not False and (block is not None or named)
@@ -201,7 +221,9 @@ class GuiderConfig(Config):
                 final = merge(final, source)
         if isinstance(final["modalities"], Mapping):
             final["modalities"] = {
-                name: block for name, block in final["modalities"].items() if block is not None and block is not False
+                name: block
+                for name, block in final["modalities"].items()
+                if block is not None and block is not False
             }
         final["backbone"] = self._backbone_name
         self._apply_settings(final)
@@ -234,7 +256,8 @@ class GuiderConfig(Config):
         final["eval_mask"], final["noise"] = checked.eval_mask, checked.noise.model_dump()
 
     def _experiment(self) -> dict[str, Any]:
-        """``eval_mask`` and ``noise``: keys of the guider block, and top-level ones that also serve plain models.
+        """``eval_mask`` and ``noise``: keys of the guider block, and top-level ones that also serve plain
+        models.
 
         The later source wins, and within a source the block.
         """
@@ -253,7 +276,8 @@ class GuiderConfig(Config):
         self._data_root = self.final_config_dict["data_path"]
         super()._set_default_parameters()
 
-    # -- device -------------------------------------------------------------------------------------------------------
+    # -- device
+    # -------------------------------------------------------------------------------------------------------
 
     def _init_device(self) -> None:
         # RecBole's version overwrites CUDA_VISIBLE_DEVICES and knows no backend but NCCL
@@ -291,15 +315,19 @@ class GuiderConfig(Config):
                     f"is cuda:0."
                 )
             return "cuda" if request == "auto" else request
-        asked = [f"{key}={self.cmd_config_dict[key]}" for key in ("use_gpu", "gpu_id") if self.cmd_config_dict.get(key)]
+        asked = [
+            f"{key}={self.cmd_config_dict[key]}"
+            for key in ("use_gpu", "gpu_id")
+            if self.cmd_config_dict.get(key)
+        ]
         if request != "auto":
             asked = [f"device={request}"]
         elif "gpu_id" in self.cmd_config_dict and gpu_id and not asked:
             asked = [f"gpu_id={gpu_id}"]  # GPU 0
         if asked:
             raise GuiderError(
-                f"{asked[0]} asks for CUDA, but torch {torch.__version__} finds no CUDA device here; use device=cpu, or "
-                f"device=auto to take what is there."
+                f"{asked[0]} asks for CUDA, but torch {torch.__version__} finds no CUDA device here; use "
+                f"device=cpu, or device=auto to take what is there."
             )
         return "cpu"
 
@@ -334,15 +362,16 @@ class GuiderConfig(Config):
         if rank != 0:
             final.update(state="error", show_progress=False, verbose=False)
 
-    # -- views and copies ---------------------------------------------------------------------------------------------
+    # -- views and copies
+    # ---------------------------------------------------------------------------------------------
 
     def teacher_config(self) -> GuiderConfig:
         """The configuration to make the teacher with: this one, with the teacher's hyper-parameters.
 
-        They are the defaults of the teacher's model, RecBole's and this package's; embedding_size is the student's; and
-        ``guider.teacher_parameters`` overrides both. A teacher of the same model as the student starts from the
-        student's values instead of the defaults. ``["model"]`` is the teacher's name; changes do not reach this
-        configuration.
+        They are the defaults of the teacher's model, RecBole's and this package's; embedding_size is the
+        student's; and ``guider.teacher_parameters`` overrides both. A teacher of the same model as the
+        student starts from the student's values instead of the defaults. ``["model"]`` is the teacher's name;
+        changes do not reach this configuration.
 
         Raises:
             GuiderError: the guider block is off.
@@ -350,7 +379,7 @@ class GuiderConfig(Config):
         if self.guider_settings is None:
             raise GuiderError("the guider block is off: a plain model has no teacher.")
         name = self.guider_settings.teacher
-        model_class = get_model_class(name)
+        model_class: Any = get_model_class(name)
         final = copy.deepcopy(self.final_config_dict)
         if name != self._backbone_name:
             recbole_properties = Path(recbole.config.configurator.__file__).parent.parent / "properties"
@@ -360,7 +389,7 @@ class GuiderConfig(Config):
             if "embedding_size" in self.final_config_dict:
                 final["embedding_size"] = self.final_config_dict["embedding_size"]
         final.update(copy.deepcopy(self.guider_settings.teacher_parameters))
-        final.update(model=name, backbone=name, MODEL_TYPE=model_class.type)  # type: ignore[attr-defined]  # RecBole's
+        final.update(model=name, backbone=name, MODEL_TYPE=model_class.type)
         if hasattr(model_class, "input_type"):
             final["MODEL_INPUT_TYPE"] = model_class.input_type
         view = copy.copy(self)
@@ -372,9 +401,9 @@ class GuiderConfig(Config):
     def to_plain(self) -> dict[str, Any]:
         """This configuration as str, int, float, bool, None, list, tuple and dict: what a checkpoint stores.
 
-        ``data_path`` is the folder that holds the data set's folder, as in a file, and ``device`` what was asked for
-        (``auto``); what belongs to the process (ranks, ports) is left out. A value of another type is left out too,
-        with a warning.
+        ``data_path`` is the folder that holds the data set's folder, as in a file, and ``device`` what was
+        asked for (``auto``); what belongs to the process (ranks, ports) is left out. A value of another type
+        is left out too, with a warning.
         """
         plain: dict[str, Any] = {}
         final = dict(self.final_config_dict)
@@ -398,14 +427,19 @@ class GuiderConfig(Config):
 
     @classmethod
     def from_plain(
-        cls, plain: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, model: type | None = None
+        cls,
+        plain: Mapping[str, Any],
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        model: type | None = None,
     ) -> GuiderConfig:
-        """The configuration that :meth:`to_plain` described, without reading the command line or any user's file.
+        """The configuration that :meth:`to_plain` described, without reading the command line or any user's
+        file.
 
         Args:
             plain: what :meth:`to_plain` gave.
-            overrides: keys that win over the stored ones, read like ``config_dict`` (dotted keys, merging blocks;
-                ``data_path`` is the folder that holds the data set's folder).
+            overrides: keys that win over the stored ones, read like ``config_dict`` (dotted keys, merging
+                blocks; ``data_path`` is the folder that holds the data set's folder).
             model: the model's class, where it is one that the registry does not know.
 
         Raises:
@@ -439,7 +473,8 @@ def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in a YAML file, read safely; an empty file is an empty mapping.
 
     Raises:
-        GuiderError: the file is missing, is no text or no YAML (the message has the line), or holds no mapping.
+        GuiderError: the file is missing, is no text or no YAML (the message has the line), or holds no
+            mapping.
     """
     try:
         content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
@@ -452,20 +487,24 @@ def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise GuiderError(f"configuration file {file}{line} is not valid YAML: {problem or error}.") from error
+        raise GuiderError(
+            f"configuration file {file}{line} is not valid YAML: {problem or error}."
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise GuiderError(f"configuration file {file} holds a {type(content).__name__}: it must be `key: value` lines.")
+        raise GuiderError(
+            f"configuration file {file} holds a {type(content).__name__}: it must be `key: value` lines."
+        )
     return content
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` overridden by ``update``, both untouched.
 
-    Mappings under the keys in :data:`BLOCKS` merge key by key, at every depth; there, a mapping after False switches the
-    block on, and True after a mapping keeps it. Other values are replaced. A dotted key sets one entry of a mapping, and
-    comes after the plain keys of the same ``update``.
+    Mappings under the keys in :data:`BLOCKS` merge key by key, at every depth; there, a mapping after False
+    switches the block on, and True after a mapping keeps it. Other values are replaced. A dotted key sets one
+    entry of a mapping, and comes after the plain keys of the same ``update``.
 
     Raises:
         GuiderError: a dotted key goes through a value that is no mapping.
@@ -528,8 +567,8 @@ def _with_entry(mapping: Any, path: Sequence[str], value: Any, key: str) -> dict
 def parse_value(key: str, text: str) -> Any:
     """What ``text``, given for ``key`` on the command line or as a string in ``config_dict``, stands for.
 
-    A Python literal, else true or false in any case, else the text itself: RecBole's rules, but nothing is executed. In
-    the blocks of this package, and where the text begins with a brace, YAML is understood too.
+    A Python literal, else true or false in any case, else the text itself: RecBole's rules, but nothing is
+    executed. In the blocks of this package, and where the text begins with a brace, YAML is understood too.
 
     Raises:
         GuiderError: the value of a block is neither.
@@ -550,14 +589,16 @@ def parse_value(key: str, text: str) -> Any:
     except yaml.YAMLError as error:
         if not in_block:
             return text
-        raise GuiderError(f"{key} is {text!r}, which is neither a value nor YAML: {getattr(error, 'problem', error)}.") from error
+        raise GuiderError(
+            f"{key} is {text!r}, which is neither a value nor YAML: {getattr(error, 'problem', error)}."
+        ) from error
     if in_block:
         return value if value is None or isinstance(value, (str, int, float, list, dict)) else text
     return value if isinstance(value, dict) else text
 
 
 def _split_arguments(arguments: Sequence[str]) -> dict[str, str]:
-    """``--key=value`` arguments as a dict of strings. The launchers' own are skipped; others give RecBole's warning."""
+    """``--key=value`` arguments as a dict of strings; the launchers' own are skipped, others give a warning."""
     settings: dict[str, str] = {}
     unused = []
     remaining = list(arguments)
@@ -572,7 +613,9 @@ def _split_arguments(arguments: Sequence[str]) -> dict[str, str]:
         elif separator and len(name) > 2 and name.startswith("--"):
             name = name[2:]
             if settings.get(name, value) != value:
-                raise GuiderError(f"--{name} is given twice, as {settings[name]!r} and as {value!r}: give it once.")
+                raise GuiderError(
+                    f"--{name} is given twice, as {settings[name]!r} and as {value!r}: give it once."
+                )
             settings[name] = value
         elif not re.fullmatch(r"-[md]=?[^-]\S*", argument):
             unused.append(argument)
@@ -591,7 +634,9 @@ def _show_gpus(gpu_id: str) -> None:
     current = os.environ.get("CUDA_VISIBLE_DEVICES")
     if current is not None and current != _shown_gpus:
         if current != gpu_id and gpu_id != "0":
-            getLogger().warning(f"CUDA_VISIBLE_DEVICES={current} is set and stays: gpu_id {gpu_id} is not used")
+            getLogger().warning(
+                f"CUDA_VISIBLE_DEVICES={current} is set and stays: gpu_id {gpu_id} is not used"
+            )
         return
     os.environ["CUDA_VISIBLE_DEVICES"] = _shown_gpus = gpu_id
 
@@ -616,7 +661,11 @@ def _model_properties(name: str) -> Path:
 
 
 def _to_plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)) and not isinstance(value, (np.generic, Enum)):
+    if (
+        value is None
+        or isinstance(value, (bool, int, float, str))
+        and not isinstance(value, (np.generic, Enum))
+    ):
         return value
     if isinstance(value, np.generic):
         return value.item()

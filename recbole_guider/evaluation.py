@@ -18,20 +18,6 @@ DEFAULT_MEMORY_MB = 256
 _BYTES_PER_SCORE = 16
 
 
-def eval_mask_of(config: Any) -> str:
-    """The mask protocol of a run: ``guider.eval_mask`` where it differs from the default, else top-level ``eval_mask``.
-
-    The top-level key is for plain models, so that one file can measure both a model and its denoised version.
-
-    Raises:
-        GuiderError: a protocol that does not exist.
-    """
-    guider = config["guider"] or {}
-    inner = guider.get("eval_mask", "recbole") if isinstance(guider, dict) else "recbole"
-    protocol = inner if inner != "recbole" else config["eval_mask"] or "recbole"
-    return _check(protocol)
-
-
 def apply_eval_mask(loader: Any, train_dataset: Any, protocol: str) -> Any:
     """Hide a user's known items from the ranking as the protocol has it.
 

@@ -458,11 +458,11 @@ def prune_by_degree(
 def _neighbours(similarity: Tensor, k: int) -> Tensor:
     """The k largest columns of every row [rows, k], in ascending column order; of equal values the lower
     id."""
-    values, columns = torch.topk(similarity, k, dim=1)
-    last = values[:, -1:]
-    tied = torch.nonzero((similarity >= last - _TIE).sum(1) > k).squeeze(1)
+    # One more than needed, to see whether topk had a choice between equal values: it leaves open which it takes.
+    values, columns = torch.topk(similarity, min(k + 1, similarity.shape[1]), dim=1)
+    columns, last = columns[:, :k].clone(), values[:, k - 1 : k]
+    tied = torch.nonzero((last - values[:, k:] <= _TIE).any(1)).squeeze(1)
     if tied.numel():
-        # topk leaves open which of the values equal to the last one it takes.
         rows, last = similarity[tied], last[tied]
         above = rows > last + _TIE
         level = (rows >= last - _TIE) & ~above

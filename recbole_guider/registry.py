@@ -35,7 +35,8 @@ class ModelInfo(NamedTuple):
     kind: str
     #: the modalities it reads: ``any`` or ``none``
     modalities: str
-    #: how GUIDER teaches it: ``factorised`` (over the whole catalogue), ``candidates`` (over sampled items) or ``none``
+    #: how GUIDER teaches it: ``factorised`` (over the whole catalogue), ``candidates`` (over sampled items)
+    #: or ``none``
     distillation: str
 
 
@@ -54,19 +55,29 @@ def get_model_class(name: str) -> type:
         The class, to be made with ``(config, dataset)``.
 
     Raises:
-        GuiderError: no model has that name (the message has the nearest names), it needs a package that is not
-            installed, or GUIDER cannot wrap it.
+        GuiderError: no model has that name (the message has the nearest names), it needs a package that is
+            not installed, or GUIDER cannot wrap it.
     """
-    if name.startswith(PREFIX):
-        backbone = get_model_class(name.removeprefix(PREFIX))
-        check_trainable(backbone, "GUIDER denoises")
-        # imported here: it imports the teacher's class through this module
-        from recbole_guider.model.guider import guider_class
+    backbone = backbone_class(name)
+    if not name.startswith(PREFIX):
+        return backbone
+    check_trainable(backbone, "GUIDER denoises")
+    # imported here: it imports the teacher's class through this module
+    from recbole_guider.model.guider import guider_class
 
-        return guider_class(backbone)
-    entry = _index().get(name)
+    return guider_class(backbone)
+
+
+def backbone_class(name: str) -> type:
+    """The class of the model itself: of ``<Backbone>`` for ``GUIDER_<Backbone>``, and for ``<Backbone>``.
+
+    Raises:
+        GuiderError: as :func:`get_model_class`.
+    """
+    bare = name.removeprefix(PREFIX)
+    entry = _index().get(bare)
     if entry is None:
-        near = _nearest(name)
+        near = [name[: len(name) - len(bare)] + known for known in _nearest(bare)]
         guess = f"did you mean {' or '.join(near)}?" if near else "recbole_guider.list_models() has the names."
         raise GuiderError(f"there is no model {name!r}; {guess}")
     try:
@@ -76,9 +87,9 @@ def get_model_class(name: str) -> type:
         if missing in ("recbole", "recbole_guider", ""):
             raise
         raise GuiderError(
-            f"model {name} needs the package {missing!r}, which is not installed: pip install {missing}"
+            f"model {bare} needs the package {missing!r}, which is not installed: pip install {missing}"
         ) from error
-    return getattr(module, name)
+    return getattr(module, bare)
 
 
 def check_trainable(model_class: type, role: str) -> None:
@@ -101,14 +112,18 @@ def check_trainable(model_class: type, role: str) -> None:
 
 
 def list_models() -> list[ModelInfo]:
-    """This package's models and RecBole's general recommenders, by name. Reads the files, imports no model."""
+    """This package's models and RecBole's general recommenders, by name; no model is imported."""
     infos = []
     for name, entry in _index().items():
         if entry.module.startswith(_OURS):
-            infos.append(ModelInfo(name, "multimodal", "any", _distillation(name, entry.file.read_text("utf-8"))))
+            infos.append(
+                ModelInfo(name, "multimodal", "any", _distillation(name, entry.file.read_text("utf-8")))
+            )
         elif entry.module.startswith(_RECBOLE[0]):
             distillation = _distillation(name, entry.file.read_text("utf-8"))
-            infos.append(ModelInfo(name, "traditional" if distillation == "none" else "id-based", "none", distillation))
+            infos.append(
+                ModelInfo(name, "traditional" if distillation == "none" else "id-based", "none", distillation)
+            )
     return sorted(infos, key=lambda info: (info.kind != "multimodal", info.name.lower()))
 
 
@@ -116,7 +131,11 @@ def _distillation(name: str, source: str) -> str:
     if "ModelType.TRADITIONAL" in source:
         return "none"
     # what recbole_guider.model.base.scores_factorise asks of an instance, read off the source
-    graph_model = "restore_user_e" in source and "restore_item_e" in source and re.search(r"def forward\(self\)", source)
+    graph_model = (
+        "restore_user_e" in source
+        and "restore_item_e" in source
+        and re.search(r"def forward\(self\)", source)
+    )
     return "factorised" if name == "BPR" or "FactorisedRecommender" in source or graph_model else "candidates"
 
 

@@ -18,6 +18,7 @@ def dataset_configs_dir() -> Path:
 
 
 def _folder(name: str) -> Path:
-    # A wheel carries the folders inside the package; an editable install and a checkout have them at the top level.
+    # A wheel carries the folders inside the package; an editable install and a checkout have them at the top
+    # level.
     installed = _PACKAGE / name
     return installed if installed.is_dir() else _PACKAGE.parent / name

@@ -25,73 +25,114 @@ class _Settings(BaseModel):
 class CalibrationSettings(_Settings):
     """``guider.calibration``: which interactions are clean (AMSC)."""
 
-    method: Literal["amsc", "none"] = Field("amsc", description="none: every interaction counts as clean")
-    modalities: Literal["all"] | list[str] = Field("all", description="the modalities that are compared")
+    method: Literal["amsc", "none"] = Field(
+        default="amsc", description="none: every interaction counts as clean"
+    )
+    modalities: Literal["all"] | list[str] = Field(
+        default="all", description="the modalities that are compared"
+    )
     confidence: Literal["relative", "shared"] = Field(
-        "relative", description="how an item's own modalities are compared: by anchor items, or by plain cosine"
+        default="relative",
+        description="how an item's own modalities are compared: by anchor items, or by plain cosine",
     )
-    aggregation: Literal["mean", "topk"] = Field("mean", description="how a profile's similarities are summed up")
-    topk: Annotated[int, Field(ge=1)] = Field(5, description="the most similar items that topk keeps")
-    decision: Literal["lfdr", "quantile", "zscore"] = Field("lfdr", description="how scores become probabilities")
-    null_items: Literal["popularity", "uniform"] = Field("popularity", description="how null pairs draw items")
-    popularity: bool = Field(False, description="whether popularity and activity are evidence")
+    aggregation: Literal["mean", "topk"] = Field(
+        default="mean", description="how a profile's similarities are summed up"
+    )
+    topk: Annotated[int, Field(ge=1)] = Field(default=5, description="the most similar items that topk keeps")
+    decision: Literal["lfdr", "quantile", "zscore"] = Field(
+        default="lfdr", description="how scores become probabilities"
+    )
+    null_items: Literal["popularity", "uniform"] = Field(
+        default="popularity", description="how null pairs draw items"
+    )
+    popularity: bool = Field(default=False, description="whether popularity and activity are evidence")
     noise_rate: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = Field(
-        None, description="the share of noise; null: estimated"
+        default=None, description="the share of noise; null: estimated"
     )
-    min_profile: Annotated[int, Field(ge=2)] = Field(3, description="users with fewer items give no evidence")
-    anchors: Annotated[int, Field(ge=2)] = Field(512, description="the number of anchor items")
-    behaviour: bool = Field(True, description="whether co-occurrence is one more modality")
-    recalibrate_every: Annotated[int, Field(ge=0)] = Field(0, description="epochs between calibrations; 0: one only")
+    min_profile: Annotated[int, Field(ge=2)] = Field(
+        default=3, description="users with fewer items give no evidence"
+    )
+    anchors: Annotated[int, Field(ge=2)] = Field(default=512, description="the number of anchor items")
+    behaviour: bool = Field(default=True, description="whether co-occurrence is one more modality")
+    recalibrate_every: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="epochs between calibrations; 0: one only"
+    )
 
 
 class DBPRSettings(_Settings):
     """``guider.dbpr``: the teacher's loss."""
 
-    form: Literal["pairwise", "softmax"] = Field("softmax", description="one negative, or many shared by the batch")
-    temperature: Positive = Field(0.2, description="divides the cosine scores of the softmax form")
-    negatives: Annotated[int, Field(ge=1)] = Field(512, description="negatives shared by a batch, softmax form")
-    soft: bool = Field(True, description="weigh by the clean probability; false: by 0 or 1")
-    eta: NonNegative = Field(0.1, description="the weight of ranking true items above false ones")
-    gamma: NonNegative = Field(0.0, description="the weight of ranking false items below the negatives")
-    false_as: Literal["ignore", "negative"] = Field("ignore", description="what false items among negatives count as")
+    form: Literal["pairwise", "softmax"] = Field(
+        default="softmax", description="one negative, or many shared by the batch"
+    )
+    temperature: Positive = Field(default=0.2, description="divides the cosine scores of the softmax form")
+    negatives: Annotated[int, Field(ge=1)] = Field(
+        default=512, description="negatives shared by a batch, softmax form"
+    )
+    soft: bool = Field(default=True, description="weigh by the clean probability; false: by 0 or 1")
+    eta: NonNegative = Field(default=0.1, description="the weight of ranking true items above false ones")
+    gamma: NonNegative = Field(
+        default=0.0, description="the weight of ranking false items below the negatives"
+    )
+    false_as: Literal["ignore", "negative"] = Field(
+        default="ignore", description="what false items among negatives count as"
+    )
 
 
 class DistillationSettings(_Settings):
     """``guider.distillation``: what the student learns from the teacher."""
 
-    objective: Literal["ot", "kl", "none"] = Field("ot", description="optimal transport, KL divergence, or nothing")
-    cost: Literal["cosine", "scores"] = Field("cosine", description="how two users' scores compare")
-    plan: Literal["anchored", "batch"] = Field("anchored", description="transport at a price, or free")
-    anchor: NonNegative = Field(1.0, description="the price of moving mass to another user")
-    weight: NonNegative = Field(1.0, description="the weight of the distillation loss")
-    epsilon: Positive = Field(0.05, description="the entropic regularisation of the plan")
-    iterations: Annotated[int, Field(ge=1)] = Field(50, description="Sinkhorn iterations")
-    users: Annotated[int, Field(ge=2)] = Field(512, description="the users of a batch that are compared")
-    debias: bool = Field(False, description="subtract the two self-transport terms")
-    balance: Literal["fixed", "min_norm"] = Field("fixed", description="by weight, or by the losses' gradients")
+    objective: Literal["ot", "kl", "none"] = Field(
+        default="ot", description="optimal transport, KL divergence, or nothing"
+    )
+    cost: Literal["cosine", "scores"] = Field(default="cosine", description="how two users' scores compare")
+    plan: Literal["anchored", "batch"] = Field(
+        default="anchored", description="transport at a price, or free"
+    )
+    anchor: NonNegative = Field(default=1.0, description="the price of moving mass to another user")
+    weight: NonNegative = Field(default=1.0, description="the weight of the distillation loss")
+    epsilon: Positive = Field(default=0.05, description="the entropic regularisation of the plan")
+    iterations: Annotated[int, Field(ge=1)] = Field(default=50, description="Sinkhorn iterations")
+    users: Annotated[int, Field(ge=2)] = Field(
+        default=512, description="the users of a batch that are compared"
+    )
+    debias: bool = Field(default=False, description="subtract the two self-transport terms")
+    balance: Literal["fixed", "min_norm"] = Field(
+        default="fixed", description="by weight, or by the losses' gradients"
+    )
 
 
 class NoiseSettings(_Settings):
     """``guider.noise``: what an experiment injects into the training data."""
 
-    interactions: NonNegative = Field(0.0, description="random pairs to add, as a share of the training pairs")
-    features: NonNegative = Field(0.0, description="noise on the content features")
-    seed: Annotated[int, Field(ge=0)] = Field(2020, description="the seed of both")
+    interactions: NonNegative = Field(
+        default=0.0, description="random pairs to add, as a share of the training pairs"
+    )
+    features: NonNegative = Field(default=0.0, description="noise on the content features")
+    seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of both")
 
 
 class GuiderSettings(_Settings):
     """The whole ``guider`` block. Immutable; ``properties/guider.yaml`` shows the same keys and defaults."""
 
-    teacher: Annotated[str, Field(min_length=1)] = Field("LightGCN", description="the ID-based teacher")
-    teacher_parameters: dict[str, Any] = Field(default_factory=dict, description="the teacher's hyper-parameters")
+    teacher: Annotated[str, Field(min_length=1)] = Field(
+        default="LightGCN", description="the ID-based teacher"
+    )
+    teacher_parameters: dict[str, Any] = Field(
+        default_factory=dict, description="the teacher's hyper-parameters"
+    )
     calibration: CalibrationSettings = CalibrationSettings()
     dbpr: DBPRSettings = DBPRSettings()
     distillation: DistillationSettings = DistillationSettings()
-    student_loss: Literal["own", "dbpr"] = Field("own", description="the backbone's loss, or the calibrated one")
-    schedule: Literal["in_sync", "pretrained"] = Field("in_sync", description="both each epoch, or the teacher first")
+    student_loss: Literal["own", "dbpr"] = Field(
+        default="own", description="the backbone's loss, or the calibrated one"
+    )
+    schedule: Literal["in_sync", "pretrained"] = Field(
+        default="in_sync", description="both each epoch, or the teacher first"
+    )
     noise: NoiseSettings = NoiseSettings()
     eval_mask: Literal["recbole", "mmrec"] = Field(
-        "recbole", description="hidden at test: training and validation items, or training items only"
+        default="recbole", description="hidden at test: training and validation items, or training items only"
     )
 
     @classmethod
@@ -99,22 +140,24 @@ class GuiderSettings(_Settings):
         """The settings that a configuration's ``guider`` value stands for.
 
         Args:
-            block: a mapping with any part of the keys (the others keep their defaults; a nested block that is null
-                counts as not given); True for all defaults; False or None for the plain model.
+            block: a mapping with any part of the keys (the others keep their defaults; a nested block that is
+                null counts as not given); True for all defaults; False or None for the plain model.
 
         Returns:
             The settings, or None for the plain model.
 
         Raises:
-            GuiderError: a key that does not exist, a value of another type or out of range; the message names the
-                dotted key, the value and what is allowed.
+            GuiderError: a key that does not exist, a value of another type or out of range; the message names
+                the dotted key, the value and what is allowed.
         """
         if block is None or block is False:
             return None
         if block is True:
             return cls()
         if not isinstance(block, Mapping):
-            raise GuiderError(f"guider is {block!r}: give true, false or a block of keys ({', '.join(cls.model_fields)}).")
+            raise GuiderError(
+                f"guider is {block!r}: give true, false or a block of keys ({', '.join(cls.model_fields)})."
+            )
         try:
             return cls.model_validate(_plain(block, cls))
         except ValidationError as error:
@@ -180,11 +223,14 @@ def _explain(error: ValidationError) -> str:
 
 
 def _explain_unknown(key: str, model: type[BaseModel]) -> str:
-    known = list(_dotted_keys(GuiderSettings))
-    leaf = key.rpartition(".")[2]
-    elsewhere = [other for other in known if other.rpartition(".")[2] == leaf]
-    near = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    guess = f"; did you mean {near[0]}?" if near else "."
+    block, _, leaf = key.rpartition(".")
+    # the names of the same block first, then those of all blocks
+    known = {name: f"{block}.{name}" for name in model.model_fields}
+    near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
+    if not near:
+        known = {other.rpartition(".")[2]: other for other in _dotted_keys(GuiderSettings)}
+        near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
+    guess = f"; did you mean {known[near[0]]}?" if near else "."
     return f"{key} is not a setting{guess} Allowed: {', '.join(model.model_fields)}."
 
 
@@ -210,7 +256,9 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _bounds(metadata: list[Any]) -> str:
-    flat = [part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
+    flat = [
+        part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])
+    ]
     bounds = []
     for part in flat:
         if isinstance(part, Gt):

@@ -161,7 +161,10 @@ def test_keep_all_and_none(edges):
 
 @pytest.mark.parametrize("n_layers", [0, 1, 2, 3])
 def test_propagation_equals_the_dense_one(operator, n_layers):
-    a, x = operator.to_dense().double(), torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double()
+    a, x = (
+        operator.to_dense().double(),
+        torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).double(),
+    )
     layers = [x]
     for _ in range(n_layers):
         layers.append(a @ layers[-1])
@@ -194,7 +197,9 @@ def test_gradient_that_is_not_contiguous(operator):
     x = torch.randn(40, 3, requires_grad=True)
     propagate_mean(operator, x, 2).sum().backward()  # an expanded gradient
     a = operator.to_dense()
-    torch.testing.assert_close(x.grad, ((torch.eye(40) + a + a @ a) / 3).T @ torch.ones(40, 3), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        x.grad, ((torch.eye(40) + a + a @ a) / 3).T @ torch.ones(40, 3), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_input_type_and_autocast(operator):
@@ -208,7 +213,7 @@ def test_input_type_and_autocast(operator):
 
 def test_copies_are_equal(operator):
     for op in (operator, lopsided()):
-        op.T.csr  # fill the caches
+        assert op.T.csr.shape == op.T.shape  # fills the caches
         for copied in (copy.deepcopy(op), pickle.loads(pickle.dumps(op))):
             assert torch.equal(copied.to_dense(), op.to_dense())
             assert torch.equal(copied.T.to_dense(), op.to_dense().T)
@@ -288,7 +293,9 @@ def test_knn_edges():
     assert knn_graph(x, 2, present=np.zeros(5, bool)).nnz == 0
     assert knn_graph(x[:1], 2, exclude_self=True).nnz == 0
     huge = knn_graph(x * 1e25, 2).to_dense()
-    assert torch.equal(huge, knn_graph(x, 2).to_dense()) and torch.equal(huge, knn_graph(x * 1e-25, 2).to_dense())
+    assert torch.equal(huge, knn_graph(x, 2).to_dense()) and torch.equal(
+        huge, knn_graph(x * 1e-25, 2).to_dense()
+    )
     half = knn_graph(torch.from_numpy(x).half(), 2)
     assert half.dtype == torch.float32
 
@@ -318,7 +325,9 @@ def test_bad_knn(kwargs, words):
 
 def test_combine():
     a, b = lopsided(seed=1), lopsided(seed=2)
-    torch.testing.assert_close(combine([a, b], [0.1, 0.9]).to_dense(), 0.1 * a.to_dense() + 0.9 * b.to_dense())
+    torch.testing.assert_close(
+        combine([a, b], [0.1, 0.9]).to_dense(), 0.1 * a.to_dense() + 0.9 * b.to_dense()
+    )
     torch.testing.assert_close(combine([a, b]).to_dense(), (a.to_dense() + b.to_dense()) / 2)
     with pytest.raises(GuiderError, match="shapes"):
         combine([a, a.T])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -174,8 +173,6 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.users)
 
-
-def user_blocks(candidates: Candidates, budget: int) -> Iterator[slice]:
-    """Cut the candidates, which are sorted by user, into slices of at most ``budget`` rows."""
-    for start in range(0, len(candidates), max(budget, 1)):
-        yield slice(start, min(start + max(budget, 1), len(candidates)))
+    def take(self, rows: IntArray) -> Candidates:
+        """Some of the candidates, in the given (ascending) order."""
+        return Candidates(self.users[rows], self.items[rows], self.left_out[rows])

@@ -30,6 +30,11 @@ from recbole_guider.resources import dataset_configs_dir
 KINDS = ("csv", "mmrec")
 SPLITS = ("train", "valid", "test")
 _FLOATS = ("rating", "timestamp")
+# RecBole reads with pandas' defaults, to which these words are missing values (and then the padding item).
+_READ_AS_MISSING = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+    *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+)
 
 
 @dataclass
@@ -89,7 +94,11 @@ def convert(source: str | Path, to: str | Path, kind: str, name: str | None = No
                 shutil.copyfile(file, work / name / file.name)
         (work / yaml_file.name).write_text(_settings(name, to, read), encoding="utf-8")
         (work / name).rename(folder)
-        (work / yaml_file.name).rename(yaml_file)
+        try:
+            (work / yaml_file.name).rename(yaml_file)
+        except OSError:
+            shutil.rmtree(folder)
+            raise
     finally:
         shutil.rmtree(work)
     return yaml_file
@@ -145,10 +154,12 @@ def _read_table(path: Path, separator: str, required: dict[str, str]) -> pd.Data
 
 def _interactions(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     for column in ("user_id", "item_id"):
-        # RecBole's separators must not occur in a token, and an empty one would become the padding.
-        wrong = frame.index[(frame[column] == "") | frame[column].str.contains("[\t\n\r]", regex=True)]
+        wrong = frame.index[frame[column].isin(_READ_AS_MISSING) | frame[column].str.contains("[\t\n\r]", regex=True)]
         if len(wrong):
-            raise GuiderError(f"{path}, line {wrong[0] + 2}: {column} is empty or contains a tab or a line break.")
+            raise GuiderError(
+                f"{path}, line {wrong[0] + 2}: {column} {str(frame[column].iloc[wrong[0]])!r} cannot be a token; "
+                f"it must not be empty, contain a tab or a line break, or be a word for a missing value."
+            )
     kept = ["user_id", "item_id"]
     for column in _FLOATS:
         if column in frame:
@@ -175,7 +186,7 @@ def _check_split(split: np.ndarray | None, path: Path) -> np.ndarray | None:
 
 def _find_features(source: Path, items: pd.Series) -> dict[str, list[Path]]:
     modalities: dict[str, list[Path]] = {}
-    distinct = items.unique()
+    distinct = np.asarray(items.unique(), dtype=str)
     for path in sorted(source.glob("*_feat.npy")):
         name = path.name[: -len("_feat.npy")]
         array = read_array(path, f"modality {name!r}")
@@ -184,7 +195,7 @@ def _find_features(source: Path, items: pd.Series) -> dict[str, list[Path]]:
         ids_file = source / f"{name}_ids.txt"
         if ids_file.exists():
             ids = read_ids(ids_file, len(array), f"modality {name!r}")
-            if not np.isin(distinct.astype(str), np.array(ids)).any():
+            if not np.isin(distinct, np.array(ids)).any():
                 raise GuiderError(f"modality {name!r}: no token of {ids_file} is an item of the interactions.")
             modalities[name] = [path, ids_file]
         else:
@@ -216,9 +227,9 @@ def _settings(name: str, to: Path, read: _Source) -> str:
         (f"The folder that holds {name}/; change it when the data moves.", {"data_path": str(to.resolve())})
     )
     load: dict = {"load_col": {"inter": list(read.interactions.columns)}}
-    if read.split is not None:
-        load["benchmark_filename"] = list(SPLITS)
-    sections.append(("The splits are those of the source." if read.split is not None else "", load))
+    load["benchmark_filename"] = None if read.split is None else list(SPLITS)
+    split_by = "RecBole splits it (eval_args)." if read.split is None else "The splits are those of the source."
+    sections.append((split_by, load))
     blocks: dict = {}
     for modality, files in read.modalities.items():
         blocks[modality] = dict(zip(("file", "ids"), (file.name for file in files), strict=False))

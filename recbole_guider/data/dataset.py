@@ -27,7 +27,7 @@ from recbole.utils.argument_list import dataset_arguments
 from recbole_guider.data.features import ItemFeatures, load_item_features, modality_files
 from recbole_guider.data.noise import inject_interactions, shuffle_features
 from recbole_guider.errors import GuiderError
-from recbole_guider.evaluation import apply_eval_mask, batch_by_memory, eval_mask_of
+from recbole_guider.evaluation import apply_eval_mask, batch_by_memory
 from recbole_guider.settings import GuiderSettings, NoiseSettings
 
 
@@ -52,7 +52,13 @@ class GuiderDataset(Dataset):
 
         Raw, because RecBole normalises float columns later on (``normalize_all`` is its default).
         """
-        item_fields = [field for field in self.alias["item_id"] if field in self.field2type]
+        item_fields = list(self.alias["item_id"])
+        for field in item_fields:
+            if field not in self.field2type:  # RecBole would fail with the bare name
+                raise GuiderError(
+                    f"alias_of_item_id names {str(field)!r}, but no loaded file has that column; "
+                    f"check load_col, which must name the suffix of its file (e.g. `image: '*'`)."
+                )
         sources = {}
         for suffix in self.config["additional_feat_suffix"] or []:
             feat = getattr(self, f"{suffix}_feat")
@@ -228,7 +234,7 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
     Returns:
         (train, valid, test) loaders.
     """
-    protocol = eval_mask_of(config)
+    protocol = config["eval_mask"] or "recbole"
     backbone = config["backbone"] or config["model"]
     default = Path(config["checkpoint_dir"]) / f"{config['dataset']}-for-{backbone}-dataloader.pth"
     saved = Path(config["dataloaders_save_path"] or default)
@@ -254,24 +260,18 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
 
 
 def noise_of(config: Any) -> NoiseSettings:
-    """The noise of a run.
-
-    ``guider.noise`` where it differs from the default, else a top-level ``noise`` block of the same shape, which also
-    serves plain models, so that one file can measure a model and its denoised version on the same noise.
+    """The noise of a run: the top-level ``noise`` block, which a ``GuiderConfig`` fills from ``guider.noise`` as well.
 
     Raises:
         GuiderError: an unknown key, or a value of the wrong type or out of range.
     """
-    guider = GuiderSettings.from_block(config["guider"])
-    if guider is not None and guider.noise != NoiseSettings():
-        return guider.noise
     if not config["noise"]:
         return NoiseSettings()
     try:
-        wrapped = GuiderSettings.from_block({"noise": config["noise"]})
+        settings = GuiderSettings.from_block({"noise": config["noise"]})
     except GuiderError as error:
         raise GuiderError(str(error).replace("guider.noise", "noise")) from None
-    return NoiseSettings() if wrapped is None else wrapped.noise
+    return NoiseSettings() if settings is None else settings.noise
 
 
 def _inject(datasets: list[GuiderDataset], ratio: float, seed: int) -> None:

@@ -37,7 +37,7 @@ DEFAULT_DIM = 64
 DEFAULT_SEED = 2020
 # Up to this many distinct tokens a token column is a set of categories; above, it is text.
 MAX_CATEGORIES = 256
-_BLOCK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 16 * 2**20
 
 EXAMPLE = (
     "modalities: {image: {file: image_feat.npy}} for an array beside the interactions, or "
@@ -200,7 +200,7 @@ def align(
     for start in range(0, len(order), step):
         part = order[start : start + step]
         with np.errstate(over="ignore"):  # too large for float32: becomes infinite, and is reported as such
-            block = np.asarray(rows[take[part]]).astype(np.float32)
+            block = np.asarray(rows[take[part]]).astype(np.float32, copy=False)
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             raise GuiderError(

@@ -165,20 +165,30 @@ class Guider(FactorisedRecommender):
         user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
         clean = interaction[CLEAN_PROBABILITY]
         softmax = settings.form == "softmax"
-        rows = users[user]
-        if softmax:
-            rows, items = normalize(rows, dim=1), normalize(items, dim=1)
+        unit = (lambda matrix: normalize(matrix, dim=1)) if softmax else (lambda matrix: matrix)
+        rows = unit(users[user])
         ids = user.cpu().numpy()
         count = settings.negatives if softmax else 1
-        sampled = torch.randint(1, self.n_items, (count,), generator=self.generator("negatives"))
+        sampled = torch.randint(1, self.n_items, (count,), generator=self.generator("negatives")).unique()
+        positive = (rows * unit(items[item])).sum(dim=1)
+        negative = rows @ unit(items[sampled.to(user.device)]).T
         # what the user interacted with is no negative; with false_as: negative this holds for true interactions only
         own = self.true_profiles if settings.false_as == "negative" else self.profiles
-        usable = own.excludes(ids, sampled.numpy(), self.n_items).to(user.device)
-        positive = (rows * items[item]).sum(dim=1)
-        negative = rows @ items[sampled.to(user.device)].T
+        hits = tuple(index.to(user.device) for index in own.among(ids, sampled.numpy(), self.n_items))
+        usable = None
+        if softmax and not settings.gamma:
+            # in place and sparse: a cosine of -1e4 adds nothing to the sum of exponentials
+            negative[hits] = -1e4
+        else:
+            usable = torch.ones_like(negative, dtype=torch.bool)
+            usable[hits] = False
         true_score = false_score = None
         if settings.eta:
-            true_score, false_score = self._true_and_false_scores(rows, items, ids, item, clean)
+            false = torch.nonzero(clean < 0.5).squeeze(1)
+            drawn = self.true_profiles.draw(ids[false.cpu().numpy()], self.generator("eta")).to(user.device)
+            false, drawn = false[drawn >= 0], drawn[drawn >= 0]
+            true_score = (rows[false] * unit(items[drawn])).sum(dim=1)
+            false_score = positive[false]
         return dbpr_loss(
             positive,
             negative,
@@ -186,23 +196,12 @@ class Guider(FactorisedRecommender):
             true_score,
             false_score,
             form=settings.form,
-            temperature=settings.temperature if softmax else 1.0,
+            temperature=settings.temperature,
             soft=settings.soft,
             eta=settings.eta,
             gamma=settings.gamma,
             negative_mask=usable,
         )
-
-    def _true_and_false_scores(
-        self, rows: Tensor, items: Tensor, ids: np.ndarray, item: Tensor, clean: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Scores of the batch's false interactions, and of one true interaction of the same user for each."""
-        false = torch.nonzero(clean < 0.5).squeeze(1)
-        drawn = self.true_profiles.draw(ids[false.cpu().numpy()], self.generator("eta"))
-        has_true = drawn >= 0
-        false, drawn = false[has_true.to(false.device)], drawn[has_true].to(false.device)
-        chosen = rows[false]
-        return (chosen * items[drawn]).sum(dim=1), (chosen * items[item[false]]).sum(dim=1)
 
     def _distillation(self, users: Tensor | None, items: Tensor | None, interaction: Interaction) -> Tensor:
         settings = self.settings.distillation
@@ -313,20 +312,19 @@ class _Profiles:
         self.start = np.zeros(n_users + 1, dtype=np.int64)
         np.cumsum(np.bincount(users, minlength=n_users), out=self.start[1:])
 
-    def excludes(self, users: np.ndarray, candidates: np.ndarray, n_items: int) -> Tensor:
-        """bool ``[B, N]``: candidate n is not an item of user b. O(items of the batch's users + B N)."""
+    def among(self, users: np.ndarray, candidates: np.ndarray, n_items: int) -> tuple[Tensor, Tensor]:
+        """Where in ``[B, N]`` candidate n is an item of user b: rows and columns, int64.
+
+        O(items of the batch's users + n_items). ``candidates`` are distinct.
+        """
         position = np.full(n_items, -1)
         position[candidates] = np.arange(len(candidates))
-        # a candidate drawn twice has one position; its copies are found through it
-        canonical = position[candidates]
         length = self.start[users + 1] - self.start[users]
         rows = np.repeat(np.arange(len(users)), length)
         flat = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         columns = position[self.items[np.repeat(self.start[users], length) + flat]]
-        usable = np.ones((len(users), len(candidates)), dtype=bool)
         hit = columns >= 0
-        usable[rows[hit], columns[hit]] = False
-        return torch.from_numpy(usable[:, canonical])
+        return torch.from_numpy(rows[hit]), torch.from_numpy(columns[hit])
 
     def draw(self, users: np.ndarray, generator: torch.Generator) -> Tensor:
         """int64 ``[M]``: one random item of each user, -1 where a user has none."""

@@ -1,0 +1,70 @@
+"""A small multi-modal data set with planted tastes, as RecBole reads it from disk."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+N_USERS, N_ITEMS, N_TASTES = 60, 40, 4
+
+
+@pytest.fixture(autouse=True)
+def _in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs write logs and checkpoints to the current directory; no test may see another's, or our command line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds ``toy/``: 60 users of 4 tastes, 40 items, image (8-d) and text (5-d, some rows missing)."""
+    rng = np.random.default_rng(7)
+    folder = tmp_path_factory.mktemp("data") / "toy"
+    folder.mkdir()
+    taste = np.arange(N_ITEMS) % N_TASTES
+    lines = ["user_id:token\titem_id:token"]
+    for user in range(N_USERS):
+        liked = np.flatnonzero(taste == user % N_TASTES)
+        chosen = set(rng.choice(liked, size=7, replace=False)) | set(rng.choice(N_ITEMS, size=2, replace=False))
+        lines += [f"u{user}\t{item}" for item in sorted(chosen)]
+    (folder / "toy.inter").write_text("\n".join(lines) + "\n")
+    centres = rng.normal(size=(N_TASTES, 8))
+    np.save(folder / "image.npy", (centres[taste] + 0.3 * rng.normal(size=(N_ITEMS, 8))).astype(np.float32))
+    rows = np.arange(0, N_ITEMS - 3)
+    np.save(folder / "text.npy", (centres[taste][:, :5] + 0.3 * rng.normal(size=(N_ITEMS, 5)))[rows].astype(np.float32))
+    (folder / "text_ids.txt").write_text("\n".join(map(str, rows)) + "\n")
+    return folder.parent
+
+
+@pytest.fixture
+def toy(toy_folder: Path) -> dict[str, Any]:
+    """Settings of a short run on the toy data."""
+    return {
+        "data_path": str(toy_folder),
+        "modalities": {"image": {"file": "image.npy"}, "text": {"file": "text.npy", "ids": "text_ids.txt"}},
+        "epochs": 2,
+        "train_batch_size": 128,
+        "embedding_size": 16,
+        "eval_args": {"split": {"RS": [0.7, 0.15, 0.15]}, "order": "RO", "group_by": "user", "mode": "full"},
+        "topk": [5],
+        "metrics": ["Recall", "NDCG"],
+        "valid_metric": "Recall@5",
+        "show_progress": False,
+        "learning_rate": 0.01,
+        "metric_decimal_place": 8,
+        "state": "ERROR",
+        "use_gpu": False,
+    }

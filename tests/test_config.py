@@ -1,0 +1,536 @@
+"""GuiderConfig beside RecBole's own Config: merging, dotted keys, names, devices, copies."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recbole.config import Config
+from recbole.model.general_recommender import BPR, LightGCN
+
+import recbole_guider.config as config_module
+from recbole_guider.config import GuiderConfig, merge, parse_value, read_yaml
+from recbole_guider.errors import GuiderError
+from recbole_guider.settings import GuiderSettings
+
+#: What this package adds to RecBole's entries.
+OURS = {"guider", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise"}
+
+
+def make(*command_line: str, model="FREEDOM", dataset="toy", files=None, **config_dict) -> GuiderConfig:
+    return GuiderConfig(model, dataset, files, config_dict, list(command_line))
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+class MyModel(LightGCN):
+    """A user's own model, unknown to the registry."""
+
+
+# -- RecBole's meaning ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset"), [("LightGCN", "ml-100k"), ("BPR", "toy"), ("SASRec", "ml-100k"), ("FM", "ml-100k")]
+)
+def test_a_plain_model_has_recboles_configuration(model, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run", "--topk=[5,10]", "--epochs=7", "--learning_rate=1e-2"])
+    file = write(tmp_path / "mine.yaml", "train_batch_size: 99\nreg_weight: 1e-4\n")
+    settings = {"eval_args": {"mode": "uni50"}, "seed": "7"}
+    if model == "SASRec":
+        settings["train_neg_sample_args"] = None
+    before = copy.deepcopy(settings)
+    theirs = Config(model, dataset, [file], copy.deepcopy(settings)).final_config_dict
+    ours = GuiderConfig(model, dataset, [file], settings).final_config_dict
+    assert {key: value for key, value in ours.items() if key not in OURS} == theirs
+    assert ours["guider"] is False and ours["model"] == ours["backbone"] == model
+    assert settings == before, "the caller's dict is not changed"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[64,32]", "True", "true", "FALSE", "1e-3", "{'RS':[0.8,0.1,0.1]}", "None", "full", "uni100", "0,1", "-3", "0.5"]
+    + ["'quoted'", "", "[0,inf)", "[0,inf]", "ml-100k", "null", "MRR@10", "inf", "all", "x.npy", "a b", "08", "1_0"],
+)
+def test_values_are_read_as_recbole_reads_them(text, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run"])
+    theirs = Config("BPR", "ml-100k")._convert_config_dict({"key": text})["key"]
+    ours = parse_value("key", text)
+    assert ours == theirs and type(ours) is type(theirs)
+
+
+def test_nothing_that_is_typed_is_executed(tmp_path):
+    marker = tmp_path / "executed"
+    text = f"open({str(marker)!r}, 'w')"
+    assert parse_value("key", text) == text and parse_value("guider.teacher", text) == text
+    with pytest.raises(GuiderError, match=r"bad\.yaml, line 1 is not valid YAML"):
+        read_yaml(write(tmp_path / "bad.yaml", f"key: !!python/object/apply:builtins.open ['{marker}', 'w']\n"))
+    assert not marker.exists()
+
+
+def test_yaml_blocks_can_be_typed():
+    assert parse_value("modalities.image", "{file: x.npy}") == {"file": "x.npy"}
+    assert parse_value("guider.calibration.noise_rate", "null") is None
+    assert parse_value("guider.dbpr.eta", "1e-3") == 0.001
+    assert parse_value("eval_args", "{split: {RS: [8, 1, 1]}}") == {"split": {"RS": [8, 1, 1]}}
+    with pytest.raises(GuiderError, match=r"guider\.dbpr is '\{eta: \['"):
+        parse_value("guider.dbpr", "{eta: [")
+
+
+def test_recbole_lists_of_parameters_stay_as_they_are():
+    from recbole.utils import dataset_arguments
+
+    before = list(dataset_arguments)
+    make(dataset="ml-100k", model="BPR")
+    assert dataset_arguments == before
+
+
+# -- merging --------------------------------------------------------------------------------------------------------
+
+
+def test_the_block_merges_over_all_sources(tmp_path):
+    first = write(tmp_path / "a.yaml", "guider:\n  dbpr: {eta: 0.3, gamma: 0.2}\n  schedule: pretrained\n")
+    second = write(tmp_path / "b.yaml", "guider:\n  dbpr: {gamma: 0.4}\nguider.dbpr.negatives: 8\n")
+    config = make("--guider.dbpr.temperature=0.5", files=[first, second], guider={"dbpr": {"negatives": 9}})
+    expected = GuiderSettings().to_dict()
+    expected["schedule"] = "pretrained"
+    expected["dbpr"].update(eta=0.3, gamma=0.4, negatives=9, temperature=0.5)
+    assert config["guider"] == expected
+    assert config.guider_settings == GuiderSettings.from_block(expected)
+
+
+def test_precedence_is_files_dict_command_line(tmp_path):
+    file = write(tmp_path / "a.yaml", "guider.dbpr.eta: 0.1\nepochs: 1\nguider.dbpr.gamma: 0.1\nknn_k: 3\n")
+    settings = {"guider.dbpr.eta": 0.2, "epochs": 2, "guider.dbpr.gamma": "0.2"}
+    config = make("--guider.dbpr.eta=0.3", "--epochs=3", files=[file], **settings)
+    assert (config["guider"]["dbpr"]["eta"], config["epochs"]) == (0.3, 3)
+    assert (config["guider"]["dbpr"]["gamma"], config["knn_k"]) == (0.2, 3)
+    assert config["n_ui_layers"] == 2, "properties/model/FREEDOM.yaml"
+
+
+def test_dotted_keys_keep_the_rest_of_a_mapping():
+    config = make("--eval_args.mode=uni100", "--modalities.image.file=a=b.npy", "--train_neg_sample_args.sample_num=4")
+    assert config["eval_args"]["mode"] == {"valid": "uni100", "test": "uni100"}
+    assert config["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}
+    assert config["modalities"] == {"image": {"file": "a=b.npy"}}
+    assert config["train_neg_sample_args"]["sample_num"] == 4
+    assert config["train_neg_sample_args"]["distribution"] == "uniform"
+
+
+def test_other_mappings_are_replaced_as_in_recbole():
+    config = make(model="BPR", load_col={"inter": ["user_id"]}, files=None)
+    assert config["load_col"] == {"inter": ["user_id"]}
+
+
+def test_a_dotted_key_through_a_value_is_an_error():
+    with pytest.raises(GuiderError, match=r"learning_rate\.x cannot be set: learning_rate is 0\.001"):
+        make("--learning_rate.x=1")
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ([{"guider": {"a": 1}}, {"guider": False}], False),
+        ([{"guider": {"a": 1}}, {"guider": None}], None),
+        ([{"guider": False}, {"guider": {"a": 1}}], {"a": 1}),
+        ([{"guider": False}, {"guider.a": 1}], {"a": 1}),
+        ([{"guider": {"a": 1}}, {"guider": True}], {"a": 1}),
+        ([{"guider": {"a": {"b": 1, "c": 2}}}, {"guider": {"a": {"b": 3}}}], {"a": {"b": 3, "c": 2}}),
+        ([{"guider": {"a": [1, 2]}}, {"guider": {"a": [3]}}], {"a": [3]}),
+        ([{"guider.a.b": 1, "guider": {"a": {"c": 2}}}], {"a": {"c": 2, "b": 1}}),
+        ([{"guider": {"a.b": 1, "a": {"c": 2}}}], {"a": {"c": 2, "b": 1}}),
+    ],
+)
+def test_merging(sources, expected):
+    merged: dict = {}
+    untouched = copy.deepcopy(sources)
+    for source in sources:
+        merged = merge(merged, source)
+    assert merged == {"guider": expected}
+    assert sources == untouched
+
+
+def test_a_modality_can_be_taken_out():
+    known = make(dataset="ml-100k")["modalities"]
+    assert {"title", "genre"} <= set(known)
+    config = make("--modalities.title=null", dataset="ml-100k")
+    assert config["modalities"] == {name: block for name, block in known.items() if name != "title"}
+    assert GuiderConfig.from_plain(config.to_plain())["modalities"] == config["modalities"]
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_guider_name_and_a_block_are_the_same_configuration():
+    named = make("--guider.dbpr.eta=0.3", model="GUIDER_FREEDOM")
+    block = make("--guider.dbpr.eta=0.3", model="FREEDOM")
+    typed = make("--model=GUIDER_FREEDOM", "--guider.dbpr.eta=0.3", model=None)
+    for config in (block, typed):
+        assert config.final_config_dict == named.final_config_dict
+        assert config.model_class is named.model_class
+    assert (named["model"], named["backbone"]) == ("GUIDER_FREEDOM", "FREEDOM")
+    assert named.model_class.backbone.__name__ == "FREEDOM"
+
+
+@pytest.mark.parametrize("block", [True, {}])
+def test_switching_on_takes_all_defaults(block):
+    expected = make(model="GUIDER_BPR")
+    assert make(model="BPR", guider=block).final_config_dict == expected.final_config_dict
+    assert expected["guider"] == GuiderSettings().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("BPR", {}), ("BPR", {"guider": False}), ("BPR", {"guider": None}), ("GUIDER_BPR", {"guider": False})],
+)
+def test_switching_off_is_the_plain_model(model, settings):
+    config = make(model=model, **settings)
+    assert (config["model"], config["backbone"], config["guider"]) == ("BPR", "BPR", False)
+    assert config.guider_settings is None and config.model_class is BPR
+    assert config.final_config_dict == make(model="BPR").final_config_dict
+
+
+def test_false_on_the_command_line_wins(tmp_path):
+    file = write(tmp_path / "a.yaml", "guider: {dbpr: {eta: 0.3}}\n")
+    assert make("--guider=false", files=[file], model="BPR").guider_settings is None
+
+
+def test_a_class_can_be_the_model():
+    plain = make(model=MyModel, n_layers=3, reg_weight=0.1)
+    assert plain["model"] == "MyModel" and plain.model_class is MyModel
+    guided = make(model=MyModel, guider=True, n_layers=3, reg_weight=0.1)
+    assert guided["model"] == "GUIDER_MyModel" and guided.model_class.backbone is MyModel
+    again = make(model=guided.model_class, n_layers=3, reg_weight=0.1)
+    assert again.final_config_dict == guided.final_config_dict
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"model": "GUIDER_FREDOM"}, "there is no model 'GUIDER_FREDOM'; did you mean GUIDER_FREEDOM"),
+        ({"model": None}, "no model is given"),
+        ({"dataset": None}, "no data set is given"),
+        ({"model": "SASRec", "guider": True}, "model SASRec is of type sequential"),
+        ({"guider": {"teacher": "LigthGCN"}}, r"guider\.teacher: there is no model 'LigthGCN'; did you mean LightGCN"),
+        ({"guider": {"teacher": "ItemKNN"}}, r"guider\.teacher: model ItemKNN is of type traditional"),
+        ({"guider": {"dbpr": {"etta": 1}}}, r"guider\.dbpr\.etta is not a setting; did you mean guider\.dbpr\.eta"),
+        ({"guider": "maybe"}, "guider is 'maybe'"),
+        ({"model": "BPR", "eval_mask": "mmrecc"}, r"^eval_mask is 'mmrecc': it must be recbole or mmrec"),
+        ({"model": "BPR", "noise": {"interactions": -1}}, r"^noise\.interactions is -1: it must be a number >= 0"),
+        ({"device": "gpu"}, r"device is 'gpu': it must be auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_mistakes_are_named(keywords, message):
+    with pytest.raises(GuiderError, match=message):
+        make(**keywords)
+
+
+# -- files and the command line -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"nothing\.yaml does not exist"),
+        ("a: 1\nb: [1, 2\nc: 3\n", r"file\.yaml, line 3 is not valid YAML"),
+        ("- 1\n- 2\n", r"file\.yaml holds a list: it must be `key: value` lines"),
+        ("word\n", r"file\.yaml holds a str"),
+    ],
+)
+def test_a_bad_file_is_named(text, message, tmp_path):
+    file = str(tmp_path / "nothing.yaml") if text is None else write(tmp_path / "file.yaml", text)
+    with pytest.raises(GuiderError, match=message):
+        make(files=[file])
+
+
+def test_an_empty_file_and_exponents_are_fine(tmp_path):
+    assert read_yaml(write(tmp_path / "a.yaml", "")) == {}
+    assert read_yaml(write(tmp_path / "b.yaml", "a: 1e-3\nb: -2E5\nc: .5\nd: 1e\n")) == {
+        "a": 0.001,
+        "b": -200000.0,
+        "c": 0.5,
+        "d": "1e",
+    }
+
+
+def test_what_is_not_used_is_said_and_launcher_flags_are_not(caplog):
+    make("run", "--model", "BPR", "-d", "toy", "--config_files", "a.yaml", "-mBPR", "--epochs=3")
+    assert not caplog.records
+    config = make("--epochs", "3", "word")
+    assert "command line args [--epochs 3 word] will not be used" in caplog.text
+    assert config["epochs"] == 300
+
+
+def test_a_key_with_two_values_is_an_error():
+    assert make("--epochs=3", "--epochs=3")["epochs"] == 3
+    with pytest.raises(GuiderError, match="--epochs is given twice, as '3' and as '4'"):
+        make("--epochs=3", "--epochs=4")
+
+
+def test_the_command_line_is_read_only_where_none_is_given(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run", "--epochs=3"])
+    assert GuiderConfig("BPR", "toy")["epochs"] == 3
+    assert GuiderConfig("BPR", "toy", command_line=[])["epochs"] == 300
+
+
+# -- mask and noise -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["BPR", "GUIDER_BPR"])
+def test_mask_and_noise_may_stand_at_the_top_level(model):
+    config = make("--eval_mask=mmrec", "--noise.interactions=0.2", model=model)
+    noise = {"interactions": 0.2, "features": 0.0, "seed": 2020}
+    assert (config["eval_mask"], config["noise"]) == ("mmrec", noise)
+    if config["guider"]:
+        assert (config["guider"]["eval_mask"], config["guider"]["noise"]) == ("mmrec", noise)
+
+
+def test_the_later_source_decides_between_block_and_top_level(tmp_path):
+    file = write(tmp_path / "a.yaml", "eval_mask: mmrec\nnoise: {interactions: 0.2}\n")
+    config = make("--guider.eval_mask=recbole", "--guider.noise.seed=1", files=[file])
+    assert config["eval_mask"] == config["guider"]["eval_mask"] == "recbole"
+    assert config["noise"] == config["guider"]["noise"] == {"interactions": 0.2, "features": 0.0, "seed": 1}
+    config = make("--eval_mask=mmrec", guider={"eval_mask": "recbole"})
+    assert config["eval_mask"] == config["guider"]["eval_mask"] == "mmrec"
+    # the block of a plain model is off as a whole
+    config = make("--guider=false", guider={"eval_mask": "mmrec"})
+    assert config["eval_mask"] == "recbole"
+
+
+# -- device ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """``gpus(n)``: torch sees n CUDA devices, and CUDA_VISIBLE_DEVICES is not set."""
+
+    def see(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    # set and deleted: what a test leaves in the variable is undone
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(config_module, "_shown_gpus", None)
+    return see
+
+
+@pytest.mark.parametrize("arguments", [[], ["--device=auto"], ["--device=cpu"], ["--use_gpu=False"], ["--gpu_id="]])
+def test_without_cuda_the_cpu_is_taken(arguments, gpus):
+    gpus(0)
+    assert make(*arguments)["device"] == torch.device("cpu")
+
+
+@pytest.mark.parametrize("argument", ["--device=cuda", "--device=cuda:1", "--use_gpu=True", "--gpu_id=0", "--gpu_id=1"])
+def test_asking_for_cuda_where_there_is_none_is_an_error(argument, gpus):
+    gpus(0)
+    with pytest.raises(GuiderError, match=f"{argument[2:]} asks for CUDA, but torch .* finds no CUDA device"):
+        make(argument)
+
+
+def test_files_written_for_a_gpu_still_run_without_one(gpus):
+    gpus(0)
+    assert make(use_gpu=True, gpu_id="0")["device"].type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device", "visible"),
+    [
+        ([], "cuda", "0"),
+        (["--gpu_id=1"], "cuda", "1"),
+        (["--gpu_id=0,1"], "cuda", "0,1"),
+        (["--device=cuda"], "cuda", "0"),
+        (["--device=cuda:1"], "cuda:1", None),
+        (["--device=cpu"], "cpu", None),
+        (["--use_gpu=False"], "cpu", None),
+        (["--gpu_id="], "cpu", None),
+    ],
+)
+def test_with_cuda(arguments, device, visible, gpus):
+    gpus(2)
+    config = make(*arguments)
+    assert config["device"] == torch.device(device)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+    assert config["use_gpu"] is (device != "cpu")
+
+
+def test_the_users_choice_of_gpus_stays(gpus, monkeypatch):
+    gpus(1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    make("--gpu_id=1")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_a_choice_of_this_process_can_change(gpus):
+    gpus(2)
+    make("--gpu_id=1")
+    make("--gpu_id=0")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device=cuda:2"], r"device is cuda:2, but this process sees 2 CUDA device"),
+        (["--device=cuda", "--use_gpu=False"], "device is cuda but use_gpu is False"),
+        (["--device=cpu", "--use_gpu=True"], "device is cpu but use_gpu is True"),
+    ],
+)
+def test_contradictions_about_the_device_are_errors(arguments, message, gpus):
+    gpus(2)
+    with pytest.raises(GuiderError, match=message):
+        make(*arguments)
+
+
+def _one_of_two(rank: int, port: int, folder: str) -> None:
+    processes = {"local_rank": rank, "world_size": 2, "nproc": 2, "ip": "localhost", "port": port, "offset": 0}
+    config = make("--use_gpu=False", model="BPR", **processes)
+    total = torch.tensor([rank + 1])
+    torch.distributed.all_reduce(total)
+    torch.distributed.destroy_process_group()
+    values = [config["device"].type, config["single_spec"], config["show_progress"], total.item()]
+    Path(folder, str(rank)).write_text(repr(values))
+
+
+def test_two_processes_meet_over_gloo_on_a_cpu(tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    other = torch.multiprocessing.get_context("spawn").Process(target=_one_of_two, args=(1, port, str(tmp_path)))
+    other.start()
+    _one_of_two(0, port, str(tmp_path))
+    other.join()
+    assert other.exitcode == 0
+    assert (tmp_path / "0").read_text() == repr(["cpu", False, True, 3])
+    assert (tmp_path / "1").read_text() == repr(["cpu", False, False, 3])
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"), [("nccl", "backend is nccl, which needs CUDA"), ("mpi", "backend is 'mpi'")]
+)
+def test_a_wrong_backend_is_an_error(backend, message, gpus):
+    gpus(0)
+    processes = {"local_rank": 0, "world_size": 1, "nproc": 1, "ip": "localhost", "port": 1, "offset": 0}
+    with pytest.raises(GuiderError, match=message):
+        make(backend=backend, **processes)
+
+
+# -- views and copies -----------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_has_its_own_parameters(tmp_path):
+    config = make("--embedding_size=32", "--reg_weight=0.5", guider=True)
+    teacher = config.teacher_config()
+    assert (teacher["model"], teacher.model_class, teacher["backbone"]) == ("LightGCN", LightGCN, "LightGCN")
+    # RecBole's LightGCN.yaml: n_layers 2, reg_weight 1e-5; the size follows the student's
+    assert (teacher["n_layers"], teacher["reg_weight"], teacher["embedding_size"]) == (2, 1e-5, 32)
+    assert (config["model"], config["reg_weight"], config["n_layers"]) == ("GUIDER_FREEDOM", 0.5, None)
+    assert teacher["learning_rate"] == config["learning_rate"]
+    assert teacher.guider_settings is config.guider_settings
+    teacher["eval_args"]["mode"] = "changed"
+    assert config["eval_args"]["mode"] != "changed"
+
+
+def test_teacher_parameters_win():
+    given = "--guider.teacher_parameters={n_layers: 4, embedding_size: 16}"
+    teacher = make(given, "--guider.teacher_parameters.reg_weight=0.1").teacher_config()
+    assert (teacher["n_layers"], teacher["embedding_size"], teacher["reg_weight"]) == (4, 16, 0.1)
+
+
+def test_a_teacher_like_its_student_starts_from_its_values():
+    teacher = make("--n_layers=4", model="GUIDER_LightGCN").teacher_config()
+    assert teacher["n_layers"] == 4
+
+
+def test_a_plain_model_has_no_teacher():
+    with pytest.raises(GuiderError, match="a plain model has no teacher"):
+        make(model="BPR").teacher_config()
+
+
+CASES = [
+    {"model": "BPR"},
+    {"model": "GUIDER_FREEDOM", "dataset": "ml-100k", "modalities": {"title": None}},
+    {"guider": {"dbpr": {"eta": 0.3}}, "topk": 20, "eval_args": {"mode": {"valid": "uni10"}}, "data_path": "/x/y"},
+    {"model": "BPR", "train_neg_sample_args": None, "user_inter_num_interval": "[5,inf)"},
+    {"model": "BPR", "metrics": "AUC", "eval_args": {"mode": "labeled"}, "valid_metric": "AUC"},
+    {"model": "SASRec", "train_neg_sample_args": None, "gpu_id": (0, 1)},
+    {"model": "GUIDER_BPR", "eval_mask": "mmrec", "noise": {"interactions": 0.2}, "seed": np.int64(3), "own": (1, "2")},
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_plain_copy_survives_a_checkpoint(case, tmp_path):
+    config = make("--use_gpu=False", **case)
+    torch.save(config.to_plain(), tmp_path / "config.pth")
+    plain = torch.load(tmp_path / "config.pth", weights_only=True)
+    sys_argv = list(sys.argv)
+    sys.argv[1:] = ["--epochs=1", "--guider.dbpr.eta=9"]
+    try:
+        again = GuiderConfig.from_plain(plain)
+    finally:
+        sys.argv[:] = sys_argv
+    assert again.final_config_dict == config.final_config_dict
+    assert again.guider_settings == config.guider_settings and again.model_class is config.model_class
+    assert again.to_plain() == config.to_plain()
+
+
+def test_overrides_of_a_plain_copy_win():
+    plain = make("--guider.dbpr.eta=0.3", data_path="/x").to_plain()
+    given = {"data_path": "/elsewhere", "guider.dbpr.gamma": 0.1, "topk": 5, "eval_mask": "mmrec"}
+    config = GuiderConfig.from_plain(plain, given)
+    assert config["data_path"] == "/elsewhere/toy"
+    assert (config["guider"]["dbpr"]["eta"], config["guider"]["dbpr"]["gamma"]) == (0.3, 0.1)
+    assert config["topk"] == [5]
+    assert config["eval_mask"] == config["guider"]["eval_mask"] == "mmrec"
+    assert GuiderConfig.from_plain(plain, {"guider": False})["model"] == "FREEDOM"
+
+
+def test_recboles_own_data_is_found_wherever_it_is_installed():
+    plain = make(model="BPR", dataset="ml-100k").to_plain()
+    assert "site-packages" not in plain["data_path"]
+    assert Path(GuiderConfig.from_plain(plain)["data_path"], "ml-100k.inter").is_file()
+
+
+def test_a_checkpoint_of_a_gpu_loads_without_one(gpus):
+    gpus(2)
+    plain = make("--device=cuda:1").to_plain()
+    gpus(0)
+    assert GuiderConfig.from_plain(plain)["device"].type == "cpu"
+    with pytest.raises(GuiderError, match="asks for CUDA"):
+        GuiderConfig.from_plain(plain, {"device": "cuda"})
+
+
+def test_a_class_of_ones_own_is_given_again():
+    config = make(model=MyModel, guider=True, n_layers=3, reg_weight=0.1)
+    again = GuiderConfig.from_plain(config.to_plain(), model=MyModel)
+    assert again.final_config_dict == config.final_config_dict
+
+
+def test_what_cannot_be_stored_is_said(caplog):
+    plain = make(model="BPR", own=object()).to_plain()
+    assert "own" not in plain and "config key own holds a object" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["GUIDER_FREEDOM", "BPR", "GUIDER_LightGCN"])
+def test_a_configuration_can_be_pickled_and_copied(model):
+    config = make("--guider.dbpr.eta=0.3" if model.startswith("GUIDER") else "--epochs=3", model=model)
+    for again in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
+        assert again.final_config_dict == config.final_config_dict
+        assert again.model_class is config.model_class and again.guider_settings == config.guider_settings
+        again["epochs"] = -1
+        assert config["epochs"] != -1
+
+
+def test_it_prints_its_block():
+    assert "Guider Hyper Parameters" in str(make(guider=True))

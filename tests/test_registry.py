@@ -1,0 +1,78 @@
+"""From names to classes: this package's models, RecBole's, GUIDER_<Backbone>, and what is said of a wrong name."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from recbole.model.general_recommender import BPR, LightGCN
+from recbole.utils import ModelType, get_model
+
+from recbole_guider.errors import GuiderError
+from recbole_guider.model.freedom import FREEDOM
+from recbole_guider.registry import get_model_class, list_models
+
+
+def test_names_give_the_classes():
+    assert get_model_class("FREEDOM") is FREEDOM
+    assert get_model_class("LightGCN") is LightGCN
+    assert get_model_class("SASRec") is get_model("SASRec")
+
+
+def test_a_guider_name_wraps_the_backbone_once():
+    for backbone in (FREEDOM, BPR):
+        guided = get_model_class(f"GUIDER_{backbone.__name__}")
+        assert guided.__name__ == f"GUIDER_{backbone.__name__}"
+        assert guided.backbone is backbone
+        assert (guided.type, guided.input_type) == (backbone.type, backbone.input_type)
+        assert get_model_class(f"GUIDER_{backbone.__name__}") is guided
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("LigthGCN", r"there is no model 'LigthGCN'; did you mean LightGCN"),
+        ("lightgcn", r"there is no model 'lightgcn'; did you mean LightGCN"),
+        ("GUIDER_FREDOM", r"there is no model 'GUIDER_FREDOM'; did you mean GUIDER_FREEDOM"),
+        ("zzzzzz", r"there is no model 'zzzzzz'; recbole_guider\.list_models\(\) has the names"),
+        ("GUIDER_GUIDER_FREEDOM", r"there is no model 'GUIDER_GUIDER_FREEDOM'"),
+        ("GUIDER_SASRec", r"model SASRec is of type sequential: GUIDER denoises general recommenders"),
+        ("GUIDER_ItemKNN", r"model ItemKNN is of type traditional"),
+        # what models are made of is no model
+        ("base", r"there is no model 'base'"),
+        ("Guider", r"there is no model 'Guider'"),
+    ],
+)
+def test_a_wrong_name_gets_the_nearest_ones(name, message):
+    with pytest.raises(GuiderError, match=message) as caught:
+        get_model_class(name)
+    assert "lightgbm" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "package"), [("LightGBM", "lightgbm"), ("XGBoost", "lightgbm")])
+def test_a_missing_package_is_named_for_its_models_only(name, package):
+    # RecBole imports both packages for either of the two models
+    if importlib.util.find_spec(package) is None:
+        with pytest.raises(GuiderError, match=f"model {name} needs the package '{package}'"):
+            get_model_class(name)
+    else:
+        assert get_model_class(name).__name__ == name
+
+
+def test_the_list_agrees_with_the_classes():
+    models = {info.name: info for info in list_models()}
+    assert models["FREEDOM"].kind == "multimodal" and models["FREEDOM"].modalities == "any"
+    assert "SASRec" not in models and "FastLightGCN" not in models and "Guider" not in models
+    recbole_models = 0
+    for info in models.values():
+        model_class = get_model_class(info.name)
+        assert (info.kind == "traditional") == (model_class.type == ModelType.TRADITIONAL), info
+        assert (info.distillation == "none") == (model_class.type == ModelType.TRADITIONAL), info
+        recbole_models += model_class.__module__.startswith("recbole.")
+    assert recbole_models >= 30
+    assert {name for name, info in models.items() if info.distillation == "factorised"} >= {
+        "FREEDOM",
+        "BPR",
+        "LightGCN",
+        "NGCF",
+    }
