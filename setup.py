@@ -1,4 +1,4 @@
-"""Packaging of recbole-guider. The version is in recbole_guider/__init__.py, the tools' settings are in pyproject.toml."""
+"""Packaging of recbole-guider; the version is in recbole_guider/__init__.py, the tools' settings in pyproject.toml."""
 
 import re
 from pathlib import Path

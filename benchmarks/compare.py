@@ -2,8 +2,8 @@
 
     python benchmarks/compare.py --data data --datasets tiktok citeulike --seeds 2020 2021 2022 --out compare.csv
 
-``data`` holds what ``recbole-guider convert`` wrote. A run that is in the CSV already is not repeated, so that a stopped
-comparison continues. The best epoch is chosen by validation; test is evaluated once, there.
+``data`` holds what ``recbole-guider convert`` wrote. A run that is in the CSV already is not repeated, so that a
+stopped comparison continues. The best epoch is chosen by validation; test is evaluated once, there.
 
 Methods: any model's name; ``teacher`` is GUIDER's teacher by itself (LightGCN on the DBPR loss, no student).
 """

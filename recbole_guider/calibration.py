@@ -45,7 +45,7 @@ def calibrate_dataset(
                 f"{', '.join(features) or 'no modalities'}."
             )
         features = {name: features[name] for name in wanted}
-    if settings.calibration.method != "none" and not settings.calibration.behaviour:
+    if settings.calibration.method != "none":
         require_content(config, features)
     # RecBole's ids start at 1, row 0 is padding
     return calibrate(

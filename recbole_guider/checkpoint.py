@@ -7,13 +7,18 @@ import random
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from recbole.utils import set_color
 
 from recbole_guider.errors import GuiderError
+
+if TYPE_CHECKING:
+    from recbole.trainer import Trainer as _Trainer
+else:
+    _Trainer = object  # a mixin: the trainer stands beside it
 
 
 def plain(value: Any) -> Any:
@@ -94,7 +99,7 @@ def restore_random_state(state: Mapping[str, Any], train_data: Any) -> None:
     train_data.generator.set_state(state["loader"].cpu())
 
 
-class PlainCheckpoints:
+class PlainCheckpoints(_Trainer):
     """Mixed into a RecBole trainer: the same training, with checkpoints of plain data that resume exactly.
 
     Two files: ``<model>-<time>-<unique>.pth`` is the best model by validation, as RecBole has it;
@@ -102,8 +107,10 @@ class PlainCheckpoints:
     (``resume: <file>``), and is removed when training ends.
     """
 
+    saved_model_file: str
+
     def __init__(self, config: Any, model: Any) -> None:
-        super().__init__(config, model)  # type: ignore[call-arg]  # the trainer beside this mixin takes both
+        super().__init__(config, model)
         stem, extension = os.path.splitext(self.saved_model_file)
         # RecBole names checkpoints by the second: two runs that start together would share a file
         self.saved_model_file = f"{stem}-{secrets.token_hex(3)}{extension}"
@@ -150,7 +157,7 @@ class PlainCheckpoints:
             raise GuiderError(
                 f"{resume_file} holds a {state['config']['model']}: it cannot continue as {self.config['model']}."
             )
-        super().resume_checkpoint(resume_file)  # type: ignore[misc]  # the trainer beside this mixin has it
+        super().resume_checkpoint(resume_file)
         self.saved_model_file = os.path.join(os.path.dirname(str(resume_file)), state["best_model_file"])
         self.best_valid_result = state["best_valid_result"]
         self._resumed_random_state = state["random_state"]
@@ -169,7 +176,7 @@ class PlainCheckpoints:
             if callback_fn:
                 callback_fn(epoch_idx, valid_score)
 
-        result = super().fit(  # type: ignore[misc]  # the trainer beside this mixin has it
+        result = super().fit(
             train_data, valid_data, verbose, saved, show_progress, after_evaluation
         )
         Path(self.last_model_file).unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from recbole_guider import __version__
 from recbole_guider.errors import GuiderError
@@ -61,7 +61,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
 
 
-def _guarded(command, arguments: argparse.Namespace, rest: list[str]) -> int:
+def _guarded(
+    command: Callable[[argparse.Namespace, list[str]], None], arguments: argparse.Namespace, rest: list[str]
+) -> int:
     try:
         command(arguments, rest)
     except GuiderError as error:
@@ -87,5 +89,5 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     from recbole_guider.data.convert import convert
 
     written = convert(arguments.source, arguments.to, arguments.kind, arguments.name)
-    print(f"wrote {written.with_suffix('')}{chr(47)} and {written}")
+    print(f"wrote the folder {written.with_suffix('')} and {written}")
     print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")

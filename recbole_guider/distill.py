@@ -39,7 +39,7 @@ PLANS = ("anchored", "batch", "identity")
 # Above this ratio of the largest reduced cost to epsilon the kernel exp(-C / epsilon) leaves float64's
 # comfortable range.
 _LOG_DOMAIN = 300.0
-# Where Sinkhorn may stop: largest violation of a marginal, relative to it.
+# Where Sinkhorn may stop: violation of the marginals, relative to them.
 _MARGINAL_STOP = 1e-7
 
 

@@ -120,7 +120,12 @@ def _prepare(config: GuiderConfig) -> tuple[Any, Any, Any, Any]:
     dataset = build_dataset(config)
     logger.info(dataset)
     train_data, valid_data, test_data = prepare_data(config, dataset)
-    features = getattr(train_data.dataset, "item_features", {})
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = config.model_class(config, train_data.dataset).to(config["device"])
+    logger.info(model)
+    # GUIDER reads content for its calibration: read now, bad content is an error before training
+    wanted = "loaded_features" if config.guider_settings is None else "item_features"
+    features = getattr(train_data.dataset, wanted, {})
     if features:
         logger.info(
             set_color("Modalities", "pink")
@@ -130,9 +135,6 @@ def _prepare(config: GuiderConfig) -> tuple[Any, Any, Any, Any]:
                 for name, part in features.items()
             )
         )
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = config.model_class(config, train_data.dataset).to(config["device"])
-    logger.info(model)
     trainer = trainer_class(config)(config, model)
     return trainer, train_data, valid_data, test_data
 
@@ -189,7 +191,7 @@ def load_data_and_model(
     Raises:
         GuiderError: the file is missing, or not a checkpoint of this package.
     """
-    checkpoint = load(model_file)
+    checkpoint = load(os.fspath(model_file))
     config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}))
     trainer, train_data, valid_data, test_data = _prepare(config)
     model = trainer.model

@@ -25,12 +25,8 @@ class _Settings(BaseModel):
 class CalibrationSettings(_Settings):
     """``guider.calibration``: which interactions are clean (AMSC)."""
 
-    method: Literal["amsc", "none"] = Field(
-        default="amsc", description="none: every interaction counts as clean"
-    )
-    modalities: Literal["all"] | list[str] = Field(
-        default="all", description="the modalities that are compared"
-    )
+    method: Literal["amsc", "none"] = Field(default="amsc", description="none: every interaction counts as clean")
+    modalities: Literal["all"] | list[str] = Field(default="all", description="the modalities that are compared")
     confidence: Literal["relative", "shared"] = Field(
         default="relative",
         description="how an item's own modalities are compared: by anchor items, or by plain cosine",
@@ -42,16 +38,12 @@ class CalibrationSettings(_Settings):
     decision: Literal["lfdr", "quantile", "zscore"] = Field(
         default="lfdr", description="how scores become probabilities"
     )
-    null_items: Literal["popularity", "uniform"] = Field(
-        default="popularity", description="how null pairs draw items"
-    )
+    null_items: Literal["popularity", "uniform"] = Field(default="popularity", description="how null pairs draw items")
     popularity: bool = Field(default=False, description="whether popularity and activity are evidence")
     noise_rate: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = Field(
         default=None, description="the share of noise; null: estimated"
     )
-    min_profile: Annotated[int, Field(ge=2)] = Field(
-        default=3, description="users with fewer items give no evidence"
-    )
+    min_profile: Annotated[int, Field(ge=2)] = Field(default=3, description="users with fewer items give no evidence")
     anchors: Annotated[int, Field(ge=2)] = Field(default=512, description="the number of anchor items")
     behaviour: bool = Field(default=True, description="whether co-occurrence is one more modality")
     recalibrate_every: Annotated[int, Field(ge=0)] = Field(
@@ -66,14 +58,10 @@ class DBPRSettings(_Settings):
         default="softmax", description="one negative, or many shared by the batch"
     )
     temperature: Positive = Field(default=0.2, description="divides the cosine scores of the softmax form")
-    negatives: Annotated[int, Field(ge=1)] = Field(
-        default=512, description="negatives shared by a batch, softmax form"
-    )
+    negatives: Annotated[int, Field(ge=1)] = Field(default=512, description="negatives shared by a batch, softmax form")
     soft: bool = Field(default=True, description="weigh by the clean probability; false: by 0 or 1")
     eta: NonNegative = Field(default=0.1, description="the weight of ranking true items above false ones")
-    gamma: NonNegative = Field(
-        default=0.0, description="the weight of ranking false items below the negatives"
-    )
+    gamma: NonNegative = Field(default=0.0, description="the weight of ranking false items below the negatives")
     false_as: Literal["ignore", "negative"] = Field(
         default="ignore", description="what false items among negatives count as"
     )
@@ -86,28 +74,22 @@ class DistillationSettings(_Settings):
         default="ot", description="optimal transport, KL divergence, or nothing"
     )
     cost: Literal["cosine", "scores"] = Field(default="cosine", description="how two users' scores compare")
-    plan: Literal["anchored", "batch"] = Field(
-        default="anchored", description="transport at a price, or free"
+    plan: Literal["anchored", "batch", "identity"] = Field(
+        default="anchored", description="transport at a price, free, or none"
     )
     anchor: NonNegative = Field(default=1.0, description="the price of moving mass to another user")
     weight: NonNegative = Field(default=1.0, description="the weight of the distillation loss")
     epsilon: Positive = Field(default=0.05, description="the entropic regularisation of the plan")
     iterations: Annotated[int, Field(ge=1)] = Field(default=50, description="Sinkhorn iterations")
-    users: Annotated[int, Field(ge=2)] = Field(
-        default=512, description="the users of a batch that are compared"
-    )
+    users: Annotated[int, Field(ge=2)] = Field(default=512, description="the users of a batch that are compared")
     debias: bool = Field(default=False, description="subtract the two self-transport terms")
-    balance: Literal["fixed", "min_norm"] = Field(
-        default="fixed", description="by weight, or by the losses' gradients"
-    )
+    balance: Literal["fixed", "min_norm"] = Field(default="fixed", description="by weight, or by the losses' gradients")
 
 
 class NoiseSettings(_Settings):
     """``guider.noise``: what an experiment injects into the training data."""
 
-    interactions: NonNegative = Field(
-        default=0.0, description="random pairs to add, as a share of the training pairs"
-    )
+    interactions: NonNegative = Field(default=0.0, description="random pairs to add, as a share of the training pairs")
     features: NonNegative = Field(default=0.0, description="noise on the content features")
     seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of both")
 
@@ -115,12 +97,8 @@ class NoiseSettings(_Settings):
 class GuiderSettings(_Settings):
     """The whole ``guider`` block. Immutable; ``properties/guider.yaml`` shows the same keys and defaults."""
 
-    teacher: Annotated[str, Field(min_length=1)] = Field(
-        default="LightGCN", description="the ID-based teacher"
-    )
-    teacher_parameters: dict[str, Any] = Field(
-        default_factory=dict, description="the teacher's hyper-parameters"
-    )
+    teacher: Annotated[str, Field(min_length=1)] = Field(default="LightGCN", description="the ID-based teacher")
+    teacher_parameters: dict[str, Any] = Field(default_factory=dict, description="the teacher's hyper-parameters")
     calibration: CalibrationSettings = CalibrationSettings()
     dbpr: DBPRSettings = DBPRSettings()
     distillation: DistillationSettings = DistillationSettings()
@@ -256,9 +234,7 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _bounds(metadata: list[Any]) -> str:
-    flat = [
-        part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])
-    ]
+    flat = [part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
     bounds = []
     for part in flat:
         if isinstance(part, Gt):

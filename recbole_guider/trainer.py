@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache
 from time import time
 from typing import Any
 
@@ -100,7 +100,7 @@ class GuiderTraining(PlainCheckpoints):
     def _build_optimizer(self, **kwargs: Any) -> Any:
         # RecBole would hand every parameter to one optimiser; the teacher has one of its own.
         kwargs.setdefault("params", list(self.model.student.parameters()))
-        return super()._build_optimizer(**kwargs)  # type: ignore[misc]  # the trainer beside this mixin has it
+        return super()._build_optimizer(**kwargs)
 
     # -- calibration ----------------------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class GuiderTraining(PlainCheckpoints):
             self._calibrate(train_data.dataset, self.model.teacher_item_matrix())
             self._apply_calibration(train_data.dataset)
         teaches = self.teacher_optimizer is not None and self.settings.schedule == "in_sync"
-        batches = self._teacher_batches(train_data) if teaches else []
+        batches: Any = self._teacher_batches(train_data) if teaches else []
         self.model.last_losses.clear()
         with tqdm(
             total=len(batches) + len(train_data),
@@ -174,7 +174,7 @@ class GuiderTraining(PlainCheckpoints):
             watch = [_Watched(loader, bar, self.model.last_losses) for loader in (batches, train_data)]
             teacher_loss = self._teacher_pass(watch[0], epoch_idx) if teaches else 0.0
             self.model.freeze_teacher()
-            losses = super()._train_epoch(  # type: ignore[misc]  # the trainer beside this mixin has it
+            losses = super()._train_epoch(
                 watch[1], epoch_idx, loss_func=loss_func
             )
         return (teacher_loss, *losses)
@@ -226,7 +226,7 @@ class GuiderTraining(PlainCheckpoints):
     # -- logs -----------------------------------------------------------------------------------------------------
 
     def _generate_train_loss_output(self, epoch_idx: int, s_time: float, e_time: float, losses: Any) -> str:
-        text: str = super()._generate_train_loss_output(epoch_idx, s_time, e_time, losses)  # type: ignore[misc]
+        text: str = super()._generate_train_loss_output(epoch_idx, s_time, e_time, losses)
         for number, name in enumerate(LOSS_NAMES, start=1):
             text = text.replace(f"train_loss{number}", name)
         return text
@@ -259,7 +259,7 @@ class GuiderTrainer(GuiderTraining, Trainer):
     """GUIDER's training around RecBole's standard trainer; backbones with a trainer of their own keep theirs."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _with(mixin: type, trainer: type) -> type:
     return type(f"{mixin.__name__}{trainer.__name__}", (mixin, trainer), {"__module__": __name__})
 

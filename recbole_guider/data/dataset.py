@@ -125,6 +125,11 @@ class GuiderDataset(Dataset):
         return self._content["features"]
 
     @property
+    def loaded_features(self) -> dict[str, ItemFeatures]:
+        """``item_features`` if something has read them, else empty."""
+        return self._content.get("features", {})
+
+    @property
     def is_injected(self) -> np.ndarray:
         """bool [number of interactions]: added by ``noise.interactions``."""
         if len(self._injected_keys) == 0:

@@ -27,7 +27,7 @@ class FastLightGCN(FactorisedRecommender, LightGCN):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         # RecBole keeps evaluation results in these and writes them into checkpoints; the base class caches instead.
-        self.other_parameter_name = []
+        self.other_parameter_name: list[str] = []
 
     def get_norm_adj_mat(self) -> SparseOperator:
         graph = self.interaction_matrix

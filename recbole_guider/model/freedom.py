@@ -20,9 +20,9 @@ class FREEDOM(FactorisedRecommender):
     r"""FREEDOM, for any number of modalities.
 
     Item graph, built once: for each modality m the k nearest items by cosine, normalised to
-    ``S_m = D^-1/2 K_m D^-1/2``, and ``S = sum_m w_m S_m``. User-item graph: in every training epoch a share ``dropout``
-    of the edges is dropped, an edge (u, i) being kept with probability proportional to ``1 / sqrt(d_u d_i)``; evaluation
-    uses all edges. With E_U, E_I the LightGCN means over ``n_ui_layers`` layers of that graph,
+    ``S_m = D^-1/2 K_m D^-1/2``, and ``S = sum_m w_m S_m``. User-item graph: in every training epoch a share
+    ``dropout`` of the edges is dropped, an edge (u, i) being kept with probability proportional to
+    ``1 / sqrt(d_u d_i)``; evaluation uses all edges. With E_U, E_I the LightGCN means over ``n_ui_layers`` layers of that graph,
 
         U = E_U,   V = E_I + S^{n_mm_layers} Q,    score(u, i) = <U_u, V_i>,
 
@@ -44,7 +44,7 @@ class FREEDOM(FactorisedRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         features = dataset.item_features
-        require_content(config, features)
+        require_content(config, features, behaviour_suffices=False)
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]

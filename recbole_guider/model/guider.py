@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,8 @@ class Guider(FactorisedRecommender):
         self.student_factorises = scores_factorise(self.student)
         if self.settings.student_loss == "dbpr" and not self.student_factorises:
             raise GuiderError(
-                f"guider.student_loss is dbpr: it needs user and item matrices, which {self.backbone.__name__} does not "
-                f"have; use own."
+                f"guider.student_loss is dbpr: it needs user and item matrices, which {self.backbone.__name__} does "
+                f"not have; use own."
             )
         self.teacher: nn.Module | None = None
         if self.settings.distillation.objective != "none":
@@ -74,6 +74,7 @@ class Guider(FactorisedRecommender):
             dataset.inter_feat[dataset.uid_field].numpy(),
             dataset.inter_feat[dataset.iid_field].numpy(),
             self.n_users,
+            self.n_items,
         )
         self.true_profiles = self.profiles
         self.last_losses: dict[str, float] = {}
@@ -90,7 +91,7 @@ class Guider(FactorisedRecommender):
             users, items: int ``[nnz]``, RecBole's ids of the training pairs.
             is_clean: bool ``[nnz]``.
         """
-        self.true_profiles = _Profiles(users[is_clean], items[is_clean], self.n_users)
+        self.true_profiles = _Profiles(users[is_clean], items[is_clean], self.n_users, self.n_items)
 
     @torch.no_grad()
     def freeze_teacher(self) -> None:
@@ -174,7 +175,7 @@ class Guider(FactorisedRecommender):
         negative = rows @ unit(items[sampled.to(user.device)]).T
         # what the user interacted with is no negative; with false_as: negative this holds for true interactions only
         own = self.true_profiles if settings.false_as == "negative" else self.profiles
-        hits = tuple(index.to(user.device) for index in own.among(ids, sampled.numpy(), self.n_items))
+        hits = tuple(index.to(user.device) for index in own.among(ids, sampled.numpy()))
         usable = None
         if softmax and not settings.gamma:
             # in place and sparse: a cosine of -1e4 adds nothing to the sum of exponentials
@@ -304,27 +305,26 @@ class Guider(FactorisedRecommender):
 
 
 class _Profiles:
-    """Users' items as one flat array, for set questions about whole batches."""
+    """Who has which item, for set questions about whole batches."""
 
-    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int) -> None:
-        order = np.argsort(users, kind="stable")
-        self.items = items[order]
-        self.start = np.zeros(n_users + 1, dtype=np.int64)
-        np.cumsum(np.bincount(users, minlength=n_users), out=self.start[1:])
+    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
+        self.items, self.start = _grouped(items, users, n_users)
+        self.users, self.item_start = _grouped(users, items, n_items)
 
-    def among(self, users: np.ndarray, candidates: np.ndarray, n_items: int) -> tuple[Tensor, Tensor]:
+    def among(self, users: np.ndarray, candidates: np.ndarray) -> tuple[Tensor, Tensor]:
         """Where in ``[B, N]`` candidate n is an item of user b: rows and columns, int64.
 
-        O(items of the batch's users + n_items). ``candidates`` are distinct.
+        O(users of the candidates + hits), whatever the length of the profiles.
         """
-        position = np.full(n_items, -1)
-        position[candidates] = np.arange(len(candidates))
-        length = self.start[users + 1] - self.start[users]
-        rows = np.repeat(np.arange(len(users)), length)
-        flat = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        columns = position[self.items[np.repeat(self.start[users], length) + flat]]
-        hit = columns >= 0
-        return torch.from_numpy(rows[hit]), torch.from_numpy(columns[hit])
+        length = self.item_start[candidates + 1] - self.item_start[candidates]
+        columns = np.repeat(np.arange(len(candidates)), length)
+        owners = self.users[_ranges(self.item_start[candidates], length)]
+        # the rows of the batch that each owner stands in: none, one or several
+        order = np.argsort(users, kind="stable")
+        first = np.searchsorted(users, owners, side="left", sorter=order)
+        count = np.searchsorted(users, owners, side="right", sorter=order) - first
+        rows = order[_ranges(first, count)]
+        return torch.from_numpy(rows), torch.from_numpy(np.repeat(columns, count))
 
     def draw(self, users: np.ndarray, generator: torch.Generator) -> Tensor:
         """int64 ``[M]``: one random item of each user, -1 where a user has none."""
@@ -334,6 +334,18 @@ class _Profiles:
         some = length > 0
         drawn[some] = torch.from_numpy(self.items)[(torch.from_numpy(self.start[users]) + offset)[some]].long()
         return drawn
+
+
+def _grouped(values: np.ndarray, groups: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """``values`` sorted by group, and where each group starts ``[n_groups + 1]``."""
+    start = np.zeros(n_groups + 1, dtype=np.int64)
+    np.cumsum(np.bincount(groups, minlength=n_groups), out=start[1:])
+    return values[np.argsort(groups, kind="stable")], start
+
+
+def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
+    return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
 
 
 def _matrices(model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -348,12 +360,13 @@ def _build_teacher(config: Any, dataset: Any) -> nn.Module:
     teacher = ACCELERATED.get(name, teacher_config.model_class)(teacher_config, dataset)
     if not scores_factorise(teacher):
         raise GuiderError(
-            f"guider.teacher is {name}: a teacher needs user and item matrices, which it does not have; LightGCN and BPR do."
+            f"guider.teacher is {name}: a teacher needs user and item matrices, which it does not have; LightGCN and "
+            f"BPR do."
         )
     return teacher
 
 
-@lru_cache(maxsize=None)
+@cache
 def guider_class(backbone: type) -> type:
     """The class of GUIDER around ``backbone``; called GUIDER_<Backbone>, with the backbone's RecBole types."""
     attributes = {
