@@ -49,6 +49,9 @@ class CalibrationSettings(_Settings):
     recalibrate_every: Annotated[int, Field(ge=0)] = Field(
         default=0, description="epochs between calibrations; 0: one only"
     )
+    learned: bool = Field(
+        default=True, description="whether similarities learned from other users' profiles are further evidence"
+    )
 
 
 class DBPRSettings(_Settings):
@@ -59,6 +62,9 @@ class DBPRSettings(_Settings):
     )
     temperature: Positive = Field(default=0.2, description="divides the cosine scores of the softmax form")
     negatives: Annotated[int, Field(ge=1)] = Field(default=512, description="negatives shared by a batch, softmax form")
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="interactions in a batch of the teacher's; null: train_batch_size"
+    )
     soft: bool = Field(default=True, description="weigh by the clean probability; false: by 0 or 1")
     eta: NonNegative = Field(default=0.1, description="the weight of ranking true items above false ones")
     gamma: NonNegative = Field(default=0.0, description="the weight of ranking false items below the negatives")
@@ -82,6 +88,9 @@ class DistillationSettings(_Settings):
     epsilon: Positive = Field(default=0.05, description="the entropic regularisation of the plan")
     iterations: Annotated[int, Field(ge=1)] = Field(default=50, description="Sinkhorn iterations")
     users: Annotated[int, Field(ge=2)] = Field(default=512, description="the users of a batch that are compared")
+    interval: Annotated[int, Field(ge=1)] = Field(
+        2, description="distil in every interval-th batch, with that many times the weight"
+    )
     debias: bool = Field(default=False, description="subtract the two self-transport terms")
     balance: Literal["fixed", "min_norm"] = Field(default="fixed", description="by weight, or by the losses' gradients")
 

@@ -10,12 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recbole_guider.amsc import decision
-from recbole_guider.amsc.behaviour import (
-    CoOccurrence,
-    FoldedEmbeddings,
-    exact_is_affordable,
-    low_rank_embeddings,
-)
+from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
+from recbole_guider.amsc.learned import FoldedEmbeddings, learn_embeddings
 from recbole_guider.amsc.profiles import (
     Candidates,
     FloatArray,
@@ -43,11 +39,12 @@ logger = logging.getLogger(__name__)
 #: The name of the behaviour modality among the weights and the evidence.
 BEHAVIOUR = "behaviour"
 #: Null pairs drawn for each observed pair.
-NULL_DRAWS = 2
+NULL_DRAWS = 1
 #: The largest number of observed and null pairs that the classifier learns from.
 SAMPLE = 1_000_000
 
 Feature = ArrayLike | tuple[ArrayLike, ArrayLike]
+_Behaviour = CoOccurrence | FoldedEmbeddings | Modality | None
 
 
 @dataclass(frozen=True)
@@ -144,13 +141,15 @@ def calibrate(
     if settings.method == "none":
         return _all_clean(len(profiles.inverse), n_items)
     # One generator for each purpose: an option that draws more does not change the others.
-    anchor_rng, null_rng, behaviour_rng, decision_rng = (np.random.default_rng([seed, k]) for k in range(4))
+    anchor_rng, null_rng, learned_rng, decision_rng = (np.random.default_rng([seed, k]) for k in range(4))
 
     modalities = modality_list(features, settings.modalities, n_items)
     if not modalities and not settings.behaviour and behaviour_embeddings is None:
         raise GuiderError(
             "There is nothing to compare items by: give at least one modality, or set guider.calibration.behaviour: true."
         )
+    if any(m.name == BEHAVIOUR for m in modalities):
+        raise GuiderError(f"A modality cannot be called {BEHAVIOUR!r}: that is the name of co-occurrence; rename it.")
     agreement = confidence(modalities, kind=settings.confidence, anchors=settings.anchors, rng=anchor_rng)
     if not modalities:
         agreement = np.ones(n_items, dtype=np.float32)
@@ -160,20 +159,40 @@ def calibrate(
     observed = Candidates(profiles.users, profiles.items, profiles.items)
     null = Candidates(profiles.users[nulls.pair], nulls.items, profiles.items[nulls.pair])
 
-    behaviour = _behaviour(profiles, agreement, settings, behaviour_embeddings, behaviour_rng)
+    wants_behaviour = settings.behaviour or behaviour_embeddings is not None
+    exact = None
+    if behaviour_embeddings is None and settings.behaviour and counts_are_affordable(profiles):
+        exact = CoOccurrence(profiles, agreement)
+        exact = exact if exact.is_affordable else None
+    learned: dict[str, FoldedEmbeddings] = {}
+    if settings.learned or (settings.behaviour and behaviour_embeddings is None and exact is None):
+        learned = learn_embeddings(profiles, modalities, learned_rng)
+    behaviour: _Behaviour = exact
+    if behaviour_embeddings is not None:
+        rows = behaviour_embeddings[1] if isinstance(behaviour_embeddings, tuple) else behaviour_embeddings
+        behaviour = normalise_modality(BEHAVIOUR, rows, n_items)
+    elif settings.behaviour and exact is None:
+        logger.info(
+            "The profiles are too long for exact co-occurrence (sum of squared sizes %.3g): behaviour is compared by "
+            "a low-rank embedding of the interactions.",
+            float(np.sum(profiles.size.astype(np.float64) ** 2)),
+        )
+        behaviour = learned["behaviour"]
+
     scorer = _Scorer(profiles, modalities, behaviour, agreement, settings)
     parts, null_parts = scorer.parts(observed), scorer.parts(null)
-    weights = adaptive_weights(
-        {name: part[judged] for name, part in parts.items()}, null_parts
-    )
+    weights = adaptive_weights({name: part[judged] for name, part in parts.items()}, null_parts)
     score, null_score = scorer.score(observed, parts, weights), scorer.score(null, null_parts, weights)
+    if settings.learned:
+        for name in ["behaviour", "content", "both"] if wants_behaviour else ["content"]:
+            if name in learned:
+                parts[f"learned.{name}"] = learned[name].mean_scores(agreement, profiles, observed)
+                null_parts[f"learned.{name}"] = learned[name].mean_scores(agreement, profiles, null)
 
-    size = profiles.size[profiles.users]
     probability, noise_rate = _decide(
         profiles, settings, score, null_score, parts, null_parts, judged, nulls, decision_rng
     )
     is_clean = _keep_one(probability, profiles)
-    del size
     to_input = profiles.inverse
     first_row = np.zeros(profiles.n_pairs, dtype=np.int64)
     first_row[to_input[::-1]] = np.arange(len(to_input))[::-1]
@@ -216,7 +235,7 @@ class _Scorer:
         self,
         profiles: Profiles,
         modalities: list[Modality],
-        behaviour: CoOccurrence | FoldedEmbeddings | Modality | None,
+        behaviour: _Behaviour,
         agreement: NDArray[np.float32],
         settings: CalibrationSettings,
     ) -> None:
@@ -288,28 +307,6 @@ def _draw_nulls(
     return draw_null_pairs(profiles, np.repeat(rows, NULL_DRAWS), by_popularity=by_popularity, rng=rng)
 
 
-def _behaviour(
-    profiles: Profiles,
-    agreement: NDArray[np.float32],
-    settings: CalibrationSettings,
-    embeddings: ArrayLike | tuple[ArrayLike | None, ArrayLike] | None,
-    rng: np.random.Generator,
-) -> CoOccurrence | FoldedEmbeddings | Modality | None:
-    if embeddings is not None:
-        rows = embeddings[1] if isinstance(embeddings, tuple) else embeddings
-        return normalise_modality(BEHAVIOUR, rows, profiles.n_items)
-    if not settings.behaviour:
-        return None
-    if exact_is_affordable(profiles):
-        return CoOccurrence(profiles, agreement)
-    logger.info(
-        "The profiles are too long for exact co-occurrence (sum of squared sizes %.3g): behaviour is compared by a "
-        "low-rank embedding of the interactions.",
-        float(np.sum(profiles.size.astype(np.float64) ** 2)),
-    )
-    return low_rank_embeddings(profiles, rng)
-
-
 def _decide(
     profiles: Profiles,
     settings: CalibrationSettings,
@@ -350,9 +347,9 @@ def _decide(
         monotone += [0, 0]
     ratio = np.ones(profiles.n_pairs)
     rows, null_rows = np.column_stack(columns), np.column_stack(null_columns)
-    ratio[judged], null_ratio = decision.density_ratio(
-        rows[judged], null_rows, users[judged], null_users, monotone, rng
-    )
+    fitted = decision.CrossFitted(rows[judged], null_rows, users[judged], null_users, monotone, rng)
+    ratio[judged] = fitted.ratio(rows[judged], users[judged])
+    null_ratio = fitted.ratio(null_rows, null_users)
     noise_rate = decision.noise_floor(null_ratio) if given is None else given
     probability = decision.local_clean_probability(ratio, noise_rate)
     probability[~judged] = 1.0 - noise_rate

@@ -19,46 +19,53 @@ ZSCORE_BINS = 10
 _LEAST_ROWS = 50
 
 
-def density_ratio(
-    observed: FloatArray,
-    null: FloatArray,
-    users: IntArray,
-    null_users: IntArray,
-    monotone: list[int],
-    rng: np.random.Generator,
-) -> tuple[FloatArray, FloatArray]:
-    """f/f0 of the observed to the null density at every observed and every null row, cross-fitted.
+class CrossFitted:
+    """f/f0, the ratio of the observed to the null density, judged by models that have not seen the user.
 
-    A probabilistic classifier q(x) = P(observed | x), both classes of equal weight, gives f/f0 = q / (1 - q).
-    Every row is judged by a model that has not seen its user (all pairs and null pairs of a user lie in one
-    part), and each model is monotone in the similarities. One column alone: isotonic regression.
+    A probabilistic classifier q(x) = P(observed | x), both classes of equal weight, gives f/f0 = q / (1 - q). All
+    pairs and null pairs of a user lie in one part; a part is judged by the model of the others. Each model is
+    monotone in the similarities. One column alone: isotonic regression.
 
     Args:
         observed: float [n, k]; null: float [m, k].
         users: int [n]; null_users: int [m].
         monotone: [k], 1 where f/f0 must not fall as the column rises, 0 where it may do anything.
-
-    Returns:
-        float64 [n], float64 [m]; 1 (no evidence) where there is too little to learn from.
+        rng: chooses the parts.
     """
-    ratio, null_ratio = np.ones(len(observed)), np.ones(len(null))
-    seed = int(rng.integers(2**31 - 1))
-    known = np.unique(users)
-    part = np.zeros(int(known.max(initial=0)) + 1, dtype=np.int64)
-    part[rng.permutation(known)] = np.arange(len(known)) % FOLDS
-    fold, null_fold = part[users], part[null_users]
-    for k in range(FOLDS):
-        learn, null_learn = fold != k, null_fold != k
-        n, m = int(learn.sum()), int(null_learn.sum())
-        if min(n, m) < _LEAST_ROWS:
-            continue
-        x = np.concatenate([observed[learn], null[null_learn]])
-        y = np.concatenate([np.ones(n), np.zeros(m)])
-        weight = np.concatenate([np.full(n, (n + m) / (2 * n)), np.full(m, (n + m) / (2 * m))])
-        model = _Model(x, y, weight, monotone, seed)
-        ratio[fold == k] = model.ratio(observed[fold == k])
-        null_ratio[null_fold == k] = model.ratio(null[null_fold == k])
-    return ratio, null_ratio
+
+    def __init__(
+        self,
+        observed: FloatArray,
+        null: FloatArray,
+        users: IntArray,
+        null_users: IntArray,
+        monotone: list[int],
+        rng: np.random.Generator,
+    ) -> None:
+        seed = int(rng.integers(2**31 - 1))
+        known = np.unique(users)
+        self.part = np.zeros(int(known.max(initial=0)) + 1, dtype=np.int64)
+        self.part[rng.permutation(known)] = np.arange(len(known)) % FOLDS
+        self.models: list[_Model | None] = []
+        for k in range(FOLDS):
+            chosen, null_chosen = observed[self.part[users] != k], null[self.part[null_users] != k]
+            n, m = len(chosen), len(null_chosen)
+            if min(n, m) < _LEAST_ROWS:
+                self.models.append(None)
+                continue
+            x = np.concatenate([chosen, null_chosen])
+            y = np.concatenate([np.ones(n), np.zeros(m)])
+            weight = np.concatenate([np.full(n, (n + m) / (2 * n)), np.full(m, (n + m) / (2 * m))])
+            self.models.append(_Model(x, y, weight, monotone, seed))
+
+    def ratio(self, rows: FloatArray, users: IntArray) -> FloatArray:
+        """f/f0 of rows [n, k] of these users; float64 [n], 1 (no evidence) where there was too little to learn from."""
+        result = np.ones(len(rows))
+        for k, model in enumerate(self.models):
+            chosen = self.part[users] == k
+            if model is not None and chosen.any():
+                result[chosen] = model.ratio(rows[chosen])
+        return result
 
 
 class _Model:

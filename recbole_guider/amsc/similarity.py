@@ -242,7 +242,7 @@ def block_similarity(v: FloatArray, items: IntArray, profile: IntArray) -> Float
     """<v_i, v_i'> of every candidate item with every item of its profile; [c, n]."""
     if len(profile) == 1:
         return v[items] @ v[profile[0]].T
-    return np.einsum("cd,cnd->cn", v[items], v[profile], optimize=True)
+    return np.matmul(v[profile], v[items][:, :, None])[:, :, 0]
 
 
 def top_mean(similarity: FloatArray, left_out: NDArray[np.bool_], topk: int) -> FloatArray:

@@ -22,7 +22,8 @@ class FREEDOM(FactorisedRecommender):
     Item graph, built once: for each modality m the k nearest items by cosine, normalised to
     ``S_m = D^-1/2 K_m D^-1/2``, and ``S = sum_m w_m S_m``. User-item graph: in every training epoch a share
     ``dropout`` of the edges is dropped, an edge (u, i) being kept with probability proportional to
-    ``1 / sqrt(d_u d_i)``; evaluation uses all edges. With E_U, E_I the LightGCN means over ``n_ui_layers`` layers of that graph,
+    ``1 / sqrt(d_u d_i)``; evaluation uses all edges. With E_U, E_I the LightGCN means over ``n_ui_layers`` layers of
+    that graph,
 
         U = E_U,   V = E_I + S^{n_mm_layers} Q,    score(u, i) = <U_u, V_i>,
 

@@ -81,6 +81,7 @@ class Guider(FactorisedRecommender):
         self._teacher_matrices: tuple[Tensor, Tensor] | None = None
         self._teacher_moments: Any = None
         self._teacher_scores = False
+        self._batch = 0
 
     # -- what the trainer tells the model -------------------------------------------------------------------------
 
@@ -95,7 +96,8 @@ class Guider(FactorisedRecommender):
 
     @torch.no_grad()
     def freeze_teacher(self) -> None:
-        """Compute the teacher's matrices once, as they stand, for the student pass that follows."""
+        """Begin a student pass: the teacher's matrices are computed once, as they stand."""
+        self._batch = 0
         if self.teacher is None:
             return
         self.teacher.eval()
@@ -139,14 +141,16 @@ class Guider(FactorisedRecommender):
             losses = self.student.calculate_loss(interaction)
             own = sum(losses) if isinstance(losses, tuple) else losses
         own = own.sum()
-        if self._teacher_matrices is None:
+        interval = self.settings.distillation.interval
+        due, self._batch = self._batch % interval == 0, self._batch + 1
+        if self._teacher_matrices is None or not due:
             distilled = torch.zeros_like(own)
         else:
             distilled = self._distillation(users, items, interaction)
             own_weight, weight = self._balance(own, distilled, users, items)
             own, distilled = own_weight * own, weight * distilled
+            self.last_losses["distillation"] = distilled.item()
         self.last_losses["student"] = own.item()
-        self.last_losses["distillation"] = distilled.item()
         return own, distilled
 
     def _student_loss(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
@@ -266,7 +270,7 @@ class Guider(FactorisedRecommender):
     ) -> tuple[float, float]:
         settings = self.settings.distillation
         if settings.balance == "fixed":
-            return 1.0, settings.weight
+            return 1.0, settings.weight * settings.interval
         if users is None or items is None:
             raise GuiderError(
                 f"guider.distillation.balance is min_norm: it compares gradients at the user and item matrices, which "

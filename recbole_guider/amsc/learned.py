@@ -1,0 +1,188 @@
+"""Similarities that other users teach: item embeddings from behaviour, from content, and from both.
+
+Content as it comes weighs every direction of the feature space alike, and co-occurrence compares only items that
+share a user. Both gain from what the other profiles show: which items go together, and which directions of the
+content go with that. All of it is learned for one part of the users from the interactions of the other parts: a
+user's own interactions would pull all items of the profile, the noisy ones too, towards each other, and a noisy pair
+would no longer look like its null pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from recbole_guider.amsc.behaviour import counts_are_affordable
+from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.similarity import Modality, mean_scores
+
+#: Users are split into this many parts; each is scored by what the other parts did.
+PARTS = 3
+#: Dimension of the behaviour embeddings.
+RANK = 256
+#: Dimension to which the content is reduced before it is mapped to behaviour.
+CONTENT_RANK = 512
+#: Penalty of the map, as a share of the mean eigenvalue.
+RIDGE = 0.3
+#: An item's own behaviour weighs as much as its content does once it has this many users.
+CONTENT_PRIOR = 4.0
+# Context counts are raised to this power (3/4 as in word embeddings, spread evenly over both sides).
+_CONTEXT_POWER = 0.875
+_OVERSAMPLING = 16
+
+
+@dataclass(frozen=True)
+class FoldedEmbeddings:
+    """Item embeddings from interactions, a set for each part of the users, made without that part.
+
+    Attributes:
+        part: int64 [n_users], the part of every user.
+        rows: one float32 [n_items, d] for each part, of unit length or 0.
+    """
+
+    part: IntArray
+    rows: list[NDArray[np.float32]]
+
+    def split(self, candidates: Candidates) -> Iterator[tuple[IntArray, NDArray[np.float32]]]:
+        """(positions in the candidates, the embeddings they are scored with), part by part."""
+        part = self.part[candidates.users]
+        for k, rows in enumerate(self.rows):
+            yield np.flatnonzero(part == k), rows
+
+    def mean_scores(self, weight: FloatArray, profiles: Profiles, candidates: Candidates) -> FloatArray:
+        """Leave-one-out mean cosine, as :func:`recbole_guider.amsc.similarity.mean_scores`."""
+        result = np.zeros(len(candidates))
+        for at, rows in self.split(candidates):
+            result[at] = mean_scores(rows, weight, profiles, candidates.take(at))
+        return result
+
+
+def learn_embeddings(
+    profiles: Profiles, modalities: list[Modality], rng: np.random.Generator
+) -> dict[str, FoldedEmbeddings]:
+    """Item embeddings for every part of the users from the interactions of the others.
+
+    ``behaviour``: b_i, the leading eigenvectors of the positive pointwise mutual information of items in profiles
+
+        M(i, i') = max(0, log(N(i, i') Z / (n_i n_i')^(7/8))),    N(i, i') = sum over v of 1 / (|I_v| - 1)
+
+    (each user shares one unit of weight among the other items of the profile; n_i = sum over i' of N(i, i'),
+    Z = sum over i of n_i^(3/4)). Where counting pairs costs too much: eigenvectors of D_i^-1/4 X^T D_u^-1 X D_i^-1/4.
+
+    ``content``: W x_i, the ridge regression of b_i on the content of all modalities, items weighted by the root of
+    their number of users: it stretches the directions of the content that profiles agree in.
+
+    ``both``: (d_i b_i + kappa W x_i) / (d_i + kappa): behaviour where it is known, content where it is not.
+
+    Args:
+        modalities: normalised; without any only ``behaviour`` is returned.
+        rng: chooses the parts and the start of the eigenvalue iteration.
+
+    Returns:
+        name -> :class:`FoldedEmbeddings`, rows of unit length.
+    """
+    part = rng.permutation(profiles.n_users) % PARTS
+    content = _content_basis(modalities, rng)
+    rows: dict[str, list[NDArray[np.float32]]] = {"behaviour": []}
+    if content is not None:
+        rows |= {"content": [], "both": []}
+    pmi = counts_are_affordable(profiles)
+    for k in range(PARTS):
+        users = np.flatnonzero((part != k) & (profiles.size > 1))
+        matrix = sp.csr_matrix(profiles.matrix[users])
+        operator = _pmi(matrix) if pmi else _normalised(matrix)
+        behaviour = _unit_rows(_leading_eigenvectors(operator, rng) if operator is not None else None, profiles.n_items)
+        rows["behaviour"].append(behaviour)
+        if content is None:
+            continue
+        degree = np.asarray(matrix.sum(axis=0)).ravel()[:, None]
+        weighted = content * np.sqrt(degree)
+        gram = weighted.T @ content
+        penalty = RIDGE * max(np.trace(gram) / len(gram), 1e-12)
+        mapped = content @ np.linalg.solve(gram + penalty * np.eye(len(gram)), weighted.T @ behaviour)
+        rows["content"].append(_unit_rows(mapped, profiles.n_items))
+        rows["both"].append(
+            _unit_rows(degree * behaviour + CONTENT_PRIOR * rows["content"][-1], profiles.n_items)
+        )
+    return {name: FoldedEmbeddings(part, parts) for name, parts in rows.items()}
+
+
+def _unit_rows(rows: FloatArray | None, n_items: int) -> NDArray[np.float32]:
+    """Rows divided by their length; rows of (almost) no length, or no rows at all, become 0."""
+    if rows is None:
+        return np.zeros((n_items, 1), dtype=np.float32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    good = length > 1e-6 * length.max(initial=0.0)
+    return np.where(good, rows / np.where(good, length, 1.0), 0.0).astype(np.float32)
+
+
+def _content_basis(modalities: list[Modality], rng: np.random.Generator) -> FloatArray | None:
+    """Principal components of all modalities side by side, half whitened; float64 [n_items, at most CONTENT_RANK]."""
+    some = [m.rows for m in modalities if m.present.any()]
+    if not some:
+        return None
+    rows = np.concatenate(some, axis=1)
+    if rows.shape[1] > CONTENT_RANK:
+        # A few rounds of subspace iteration on rows^T rows, without that matrix.
+        basis = rng.standard_normal((rows.shape[1], CONTENT_RANK)).astype(np.float32)
+        for _ in range(3):
+            basis = np.linalg.qr(rows.T @ (rows @ basis))[0]
+        rows = rows @ basis
+    rows = rows.astype(np.float64)
+    values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+    keep = values > 1e-6 * values[-1]
+    return rows @ (vectors[:, keep] * values[keep] ** -0.25)
+
+
+def _pmi(matrix: sp.csr_matrix) -> sp.csr_matrix | None:
+    """M of :func:`learn_embeddings`; float32 [n_items, n_items], None without any pair of items."""
+    if not matrix.nnz:
+        return None
+    size = np.asarray(matrix.sum(axis=1)).ravel()
+    shares = sp.csr_matrix(sp.diags((size - 1) ** -0.5) @ matrix).astype(np.float32)
+    counts = sp.coo_matrix(shares.T @ shares)
+    off = counts.row != counts.col
+    row, column, count = counts.row[off], counts.col[off], counts.data[off]
+    total = np.bincount(row, weights=count, minlength=matrix.shape[1])
+    context = np.maximum(total, 1e-12) ** _CONTEXT_POWER
+    value = np.log(count * np.sum(total**0.75) / (context[row] * context[column])).astype(np.float32)
+    good = value > 0
+    return sp.csr_matrix((value[good], (row[good], column[good])), shape=counts.shape) if good.any() else None
+
+
+class _Gram:
+    """A^T A of a sparse A, as an operator."""
+
+    def __init__(self, matrix: sp.csr_matrix) -> None:
+        self.matrix, self.transposed = matrix, sp.csr_matrix(matrix.T)
+        self.shape = (matrix.shape[1], matrix.shape[1])
+
+    def __matmul__(self, other: FloatArray) -> FloatArray:
+        return self.transposed @ (self.matrix @ other)
+
+
+def _normalised(matrix: sp.csr_matrix) -> _Gram | None:
+    if not matrix.nnz:
+        return None
+    size = np.asarray(matrix.sum(axis=1)).ravel()
+    degree = np.maximum(np.asarray(matrix.sum(axis=0)).ravel(), 1.0)
+    return _Gram(sp.csr_matrix(sp.diags(size**-0.5) @ matrix @ sp.diags(degree**-0.25)).astype(np.float32))
+
+
+def _leading_eigenvectors(operator: sp.csr_matrix | _Gram, rng: np.random.Generator) -> FloatArray:
+    """Eigenvectors of the largest positive eigenvalues, times their roots, by randomised subspace iteration."""
+    n = operator.shape[0]
+    basis = rng.standard_normal((n, min(RANK + _OVERSAMPLING, n))).astype(np.float32)
+    for _ in range(2):
+        basis = np.linalg.qr(operator @ basis)[0]
+    small = basis.T @ (operator @ basis)
+    values, vectors = np.linalg.eigh((small + small.T) / 2)
+    chosen = np.argsort(-values)[:RANK]
+    chosen = chosen[values[chosen] > 1e-6 * max(float(values.max()), 0.0)]
+    if isinstance(operator, _Gram):
+        return basis @ vectors[:, chosen]
+    return basis @ (vectors[:, chosen] * np.sqrt(values[chosen]))

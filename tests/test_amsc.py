@@ -1,0 +1,583 @@
+"""AMSC against naive loops, and the properties that its probabilities must have."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from recbole_guider.amsc import Calibration, calibrate, decision
+from recbole_guider.amsc.behaviour import CoOccurrence
+from recbole_guider.amsc.calibrate import NULL_DRAWS, adaptive_weights
+from recbole_guider.amsc.learned import PARTS, learn_embeddings
+from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
+from recbole_guider.amsc.similarity import confidence, normalise_modality
+from recbole_guider.errors import GuiderError
+from recbole_guider.settings import CalibrationSettings
+
+TASTES = 6
+
+
+def world(n_users=300, n_items=150, seed=0, sharpness=0.9, dims=(12, 8), sizes=(1, 30)):
+    """Users with one taste each who mostly choose items of that taste; content that shows the taste."""
+    rng = np.random.default_rng(seed)
+    taste = rng.integers(TASTES, size=n_items)
+    popularity = rng.pareto(1.5, size=n_items) + 0.3
+    pairs = []
+    for user in range(n_users):
+        weight = popularity * np.where(taste == rng.integers(TASTES), sharpness, 1 - sharpness)
+        size = min(int(rng.integers(*sizes)), n_items // 3)
+        pairs += [(user, i) for i in rng.choice(n_items, size=size, replace=False, p=weight / weight.sum())]
+    features = {}
+    for name, d in zip(("image", "text", "sound"), dims, strict=False):
+        centre = rng.normal(size=(TASTES, d))
+        features[name] = (centre[taste] + rng.normal(size=(n_items, d)) + 3.0).astype(np.float32)
+    users, items = np.array(pairs).T
+    return users, items, features, n_users, n_items
+
+
+def inject(users, items, n_users, n_items, ratio, seed):
+    """Noise with users drawn by activity and items by popularity; returns the pairs and which are noise."""
+    rng = np.random.default_rng(seed)
+    seen = set(zip(users.tolist(), items.tolist(), strict=True))
+    added = []
+    while len(added) < round(ratio * len(users)):
+        pair = (int(rng.choice(users)), int(rng.choice(items)))
+        if pair not in seen:
+            seen.add(pair)
+            added.append(pair)
+    new = np.array(added, dtype=np.int64).reshape(-1, 2)
+    noise = np.repeat([False, True], [len(users), len(new)])
+    return np.concatenate([users, new[:, 0]]), np.concatenate([items, new[:, 1]]), noise
+
+
+def run(users, items, features, n_users, n_items, seed=0, embeddings=None, **settings) -> Calibration:
+    return calibrate(
+        users,
+        items,
+        features,
+        n_users=n_users,
+        n_items=n_items,
+        settings=CalibrationSettings(**settings),
+        seed=seed,
+        behaviour_embeddings=embeddings,
+    )
+
+
+def auroc(good, bad):
+    order = np.sort(bad)
+    return (np.searchsorted(order, good, "left") + np.searchsorted(order, good, "right")).mean() / (2 * len(bad))
+
+
+# ---------------------------------------------------------------- naive forms
+
+
+def naive_unit(feature):
+    values, present = feature if isinstance(feature, tuple) else (feature, np.ones(len(feature), bool))
+    values = np.asarray(values, dtype=np.float64)
+    present = present & np.array([bool(np.any(row)) for row in values])
+    mean = np.mean([values[i] for i in range(len(values)) if present[i]], axis=0)
+    rows = np.zeros_like(values)
+    for i in range(len(values)):
+        if present[i]:
+            rows[i] = (values[i] - mean) / np.linalg.norm(values[i] - mean)
+    return rows, present
+
+
+def naive_similarities(user, i, other, units, profiles, degree, c):
+    """name -> sqrt(c_i c_i') S_m(i, i') with the part of ``user`` taken out of behaviour."""
+    root = np.sqrt(c[i] * c[other])
+    result = {name: root * float(rows[i] @ rows[other]) for name, rows in units.items()}
+    own = i in profiles[user]
+    common = sum(1 for v, p in profiles.items() if v != user and i in p and other in p)
+    d, d_other = degree[i] - own, degree[other] - 1
+    result["behaviour"] = root * common / np.sqrt(d * d_other) if d > 0 and d_other > 0 else 0.0
+    return result
+
+
+def naive_scores(pairs, units, profiles, degree, c, weights, topk=None):
+    """(score, parts) of (user, item, left out) triples by a double loop."""
+    scores, parts = [], {name: [] for name in weights}
+    for user, item, left_out in pairs:
+        rest = [other for other in profiles[user] if other != left_out]
+        each = [naive_similarities(user, item, other, units, profiles, degree, c) for other in rest]
+        for name in weights:
+            values = sorted((s[name] for s in each), reverse=True)[:topk]
+            parts[name].append(np.mean(values) if values else 0.0)
+        total = sorted((sum(weights[n] * s[n] for n in weights) for s in each), reverse=True)[:topk]
+        scores.append(np.mean(total) if total else 0.0)
+    return np.array(scores), {name: np.array(values) for name, values in parts.items()}
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "topk"])
+@pytest.mark.parametrize("names", [("image",), ("image", "text"), ("image", "text", "sound")])
+@pytest.mark.parametrize("behaviour", [True, False])
+def test_scores_equal_a_double_loop(aggregation, names, behaviour):
+    users, items, features, n_users, n_items = world(40, 30, seed=1, dims=(12, 8, 300), sizes=(1, 25))
+    features = {name: features[name] for name in names}
+    missing = np.arange(n_items) % 5 != 0
+    features["image"] = (np.where(missing[:, None], features["image"], np.nan), missing)
+    users, items = np.append(users, users[:7]), np.append(items, items[:7])
+    result = run(users, items, features, n_users, n_items, aggregation=aggregation, topk=3, behaviour=behaviour)
+
+    features["image"] = (np.where(missing[:, None], features["image"][0], 0), missing)
+    units = {name: naive_unit(feature)[0] for name, feature in features.items()}
+    profiles = {u: sorted(set(items[users == u].tolist())) for u in range(n_users)}
+    degree = np.bincount([i for p in profiles.values() for i in p], minlength=n_items)
+    topk = 3 if aggregation == "topk" else None
+    common = (units, profiles, degree, result.confidence.astype(float), result.modality_weights, topk)
+    assert list(result.modality_weights) == list(names) + ["behaviour"] * behaviour
+
+    score, parts = naive_scores(list(zip(users, items, items, strict=True)), *common)
+    np.testing.assert_allclose(result.score, score, atol=1e-5)
+    for name, part in parts.items():
+        np.testing.assert_allclose(result.evidence[name], part, atol=1e-5)
+
+    left_out = items[result.null_pair]
+    null_users = users[result.null_pair]
+    assert all(j not in profiles[u] for u, j in zip(null_users, result.null_item, strict=True))
+    null_score, null_parts = naive_scores(list(zip(null_users, result.null_item, left_out, strict=True)), *common)
+    np.testing.assert_allclose(result.null_score, null_score, atol=1e-5)
+    for name, part in null_parts.items():
+        np.testing.assert_allclose(result.null_evidence[name], part, atol=1e-5)
+    distinct = {(u, i) for u, i in zip(users.tolist(), items.tolist(), strict=True) if len(profiles[u]) >= 3}
+    assert len(result.null_pair) == NULL_DRAWS * len(distinct)
+
+
+def test_no_residue_where_the_score_is_zero():
+    # Users who share no item, so that behaviour is exactly 0 once their own part is removed.
+    users, items = np.repeat(np.arange(30), 7), np.arange(210)
+    features = {"text": np.eye(210, dtype=np.float32)}
+    result = run(users, items, features, 30, 210)
+    assert not result.evidence["behaviour"].any()
+    assert not result.null_evidence["behaviour"].any()
+    rest = np.random.default_rng(0).normal(size=(210, 4))
+    rest[np.arange(0, 210, 2)] = 0  # absent: half of the scores are exactly 0
+    result = run(users, items, {"text": rest}, 30, 210, behaviour=False)
+    assert not result.evidence["text"][::2].any()
+
+
+@pytest.mark.parametrize("dims", [(12, 8), (12, 8, 20)])
+def test_confidence_by_relative_representations(dims):
+    _, _, features, _, n_items = world(dims=dims)
+    present = np.arange(n_items) % 4 != 0
+    features["text"] = (features["text"], present)
+    modalities = [normalise_modality(name, feature, n_items) for name, feature in features.items()]
+    got = confidence(modalities, kind="relative", anchors=50, rng=np.random.default_rng(3))
+    order = np.random.default_rng(3).permutation(n_items)
+    units = [naive_unit(feature) for feature in features.values()]
+    for i in range(n_items):
+        agreements = []
+        for (left, has_left), (right, has_right) in combinations(units, 2):
+            if not (has_left[i] and has_right[i]):
+                continue
+            chosen = [a for a in order if has_left[a] and has_right[a]][:50]
+            r = [np.array([rows[i] @ rows[a] for a in chosen if a != i]) for rows in (left, right)]
+            agreements.append(np.corrcoef(*r)[0, 1])
+        expected = (1 + np.mean(agreements)) / 2 if agreements else 1.0
+        assert got[i] == pytest.approx(expected, abs=1e-5)
+
+
+def test_confidence_shared():
+    rng = np.random.default_rng(0)
+    features = {"image": rng.normal(size=(20, 6)), "text": rng.normal(size=(20, 6))}
+    modalities = [normalise_modality(name, feature, 20) for name, feature in features.items()]
+    got = confidence(modalities, kind="shared", anchors=5, rng=rng)
+    (left, _), (right, _) = (naive_unit(feature) for feature in features.values())
+    np.testing.assert_allclose(got, (1 + np.sum(left * right, axis=1)) / 2, atol=1e-5)
+    modalities[1] = normalise_modality("text", rng.normal(size=(20, 5)), 20)
+    with pytest.raises(GuiderError, match="'image' has 6 and 'text' 5"):
+        confidence(modalities, kind="shared", anchors=5, rng=rng)
+
+
+def test_agreeing_modalities_are_trusted():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(200, 10))
+    text = image @ rng.normal(size=(10, 10)) + 0.1 * rng.normal(size=(200, 10))
+    text[:50] = rng.normal(size=(50, 10)) * text.std()  # content of something else
+    result = run([0, 1], [0, 1], {"image": image, "text": text}, 2, 200)
+    assert result.confidence[50:].mean() > result.confidence[:50].mean() + 0.2
+    assert result.confidence.min() >= 0 and result.confidence.max() <= 1
+
+
+def test_adaptive_weights():
+    rng = np.random.default_rng(0)
+    observed = {"a": rng.normal(1, 1, 500), "b": rng.normal(0.5, 2, 500), "c": rng.normal(-1, 1, 500)}
+    null = {name: rng.normal(0, 1, 500) for name in observed}
+    raw = [
+        max(observed[n].mean() - null[n].mean(), 0) / (observed[n].var() + null[n].var()) for n in ("a", "b", "c")
+    ]
+    got = adaptive_weights(observed, null)
+    np.testing.assert_allclose(list(got.values()), np.array(raw) / sum(raw))
+    assert got["c"] == 0 and sum(got.values()) == pytest.approx(1)
+    same = {name: np.zeros(5) for name in "ab"}
+    assert adaptive_weights(same, same) == {"a": 0.5, "b": 0.5}
+
+
+def test_uninformative_modality_gets_little_weight():
+    users, items, features, n_users, n_items = world()
+    features["text"] = np.random.default_rng(9).normal(size=features["text"].shape)
+    weights = run(users, items, features, n_users, n_items, behaviour=False).modality_weights
+    assert weights["image"] > 4 * weights["text"]
+
+
+# ---------------------------------------------------------------- the paired null
+
+
+def test_null_items_follow_popularity_or_are_uniform():
+    users, items, _, n_users, n_items = world(400, 60, sizes=(3, 12))
+    profiles = build_profiles(users, items, n_users, n_items)
+    rows = np.repeat(np.arange(profiles.n_pairs), 30)
+    for by_popularity in (True, False):
+        nulls = draw_null_pairs(profiles, rows, by_popularity=by_popularity, rng=np.random.default_rng(0))
+        assert not profiles.contains(profiles.users[nulls.pair], nulls.items).any()
+        weight = profiles.item_degree if by_popularity else (profiles.item_degree > 0).astype(float)
+        expected = np.zeros(n_items)
+        for user in range(n_users):
+            free = weight.astype(float).copy()
+            free[profiles.items[profiles.users == user]] = 0
+            expected += profiles.size[user] * 30 * free / free.sum()
+        got = np.bincount(nulls.items, minlength=n_items)
+        assert np.abs(got - expected).max() < 6 * np.sqrt(expected.max())
+
+
+def test_a_user_with_nearly_every_item_gets_the_free_ones():
+    users, items = np.repeat([0, 1, 2], [50, 49, 5]), np.concatenate([np.arange(50), np.arange(49), np.arange(5)])
+    profiles = build_profiles(users, items, 3, 50)
+    nulls = draw_null_pairs(profiles, np.arange(104), by_popularity=True, rng=np.random.default_rng(0))
+    of = profiles.users[nulls.pair]
+    assert not np.any(of == 0)
+    assert set(nulls.items[of == 1].tolist()) == {49}
+    assert np.sum(of == 2) == 5
+
+
+@pytest.mark.parametrize("columns", [["image"], ["behaviour"], ["learned.behaviour", "learned.both"]])
+def test_injected_noise_looks_like_its_null_pairs_at_every_profile_size(columns):
+    distances, zeros = [], []
+    for seed in range(3):
+        users, items, features, n_users, n_items = world(700, 200, seed=seed, sizes=(2, 14))
+        users, items, noise = inject(users, items, n_users, n_items, 0.6, seed)
+        result = run(users, items, features, n_users, n_items, seed=seed, min_profile=2)
+        size = np.bincount(users, minlength=n_users)[users]
+        null_of_noise = noise[result.null_pair]
+        for column in columns:
+            part, null = result.evidence[column], result.null_evidence[column]
+            for low, high in [(2, 5), (6, 9), (10, 13), (14, 30)]:
+                a = np.sort(part[noise & (low <= size) & (size <= high)])
+                chosen = null_of_noise & (low <= size[result.null_pair]) & (size[result.null_pair] <= high)
+                b = np.sort(null[chosen])
+                assert min(len(a), len(b)) > 80
+                grid = np.concatenate([a, b])
+                gap = np.searchsorted(a, grid, "right") / len(a) - np.searchsorted(b, grid, "right") / len(b)
+                scale = np.sqrt(1 / len(a) + 1 / len(b))
+                distances.append(np.abs(gap).max() / scale)
+                zeros.append((np.mean(a == 0) - np.mean(b == 0)) / (0.5 * scale))
+    # Kolmogorov's distribution: 1.95 is passed by chance once in a thousand, and the median is 0.83.
+    assert max(distances) < 1.95
+    assert np.mean(distances) < 1.15
+    assert np.abs(zeros).max() < 4 and abs(np.mean(zeros)) < 1
+
+
+# ---------------------------------------------------------------- probabilities
+
+
+def test_noise_is_found_and_its_share_follows_what_was_injected():
+    users, items, features, n_users, n_items = world(600, 300, sharpness=0.95, sizes=(4, 25))
+    shares, estimates = [], []
+    for ratio in (0.0, 0.1, 0.25, 0.5, 1.0):
+        noisy_users, noisy_items, noise = inject(users, items, n_users, n_items, ratio, 5)
+        result = run(noisy_users, noisy_items, features, n_users, n_items)
+        shares.append(noise.mean())
+        estimates.append(result.noise_rate)
+        assert np.mean(1 - result.clean_probability) == pytest.approx(result.noise_rate, abs=0.05)
+        if ratio:
+            assert auroc(result.clean_probability[~noise], result.clean_probability[noise]) > 0.8
+    assert np.all(np.diff(estimates) > 0)
+    clean = estimates[0]
+    for r, estimate in zip(shares, estimates, strict=True):
+        assert estimate == pytest.approx(clean + r - clean * r, abs=0.06)
+
+
+def test_a_given_noise_rate_is_kept():
+    users, items, features, n_users, n_items = world()
+    for given in (0.0, 0.1, 0.4):
+        result = run(users, items, features, n_users, n_items, noise_rate=given)
+        assert result.noise_rate == given
+        assert np.mean(1 - result.clean_probability) == pytest.approx(given, abs=0.05)
+    assert run(users, items, features, n_users, n_items, noise_rate=0.0).is_clean.all()
+
+
+def test_degrees_are_no_evidence():
+    # Content and profiles that say nothing, strong differences of popularity and activity.
+    rng = np.random.default_rng(0)
+    weight, n_users, n_items = rng.pareto(1.0, size=300) + 0.1, 400, 300
+    pairs = [
+        (u, i)
+        for u in range(n_users)
+        for i in rng.choice(n_items, size=int(rng.choice([3, 6, 30])), replace=False, p=weight / weight.sum())
+    ]
+    users, items = np.array(pairs).T
+    result = run(users, items, {"text": rng.normal(size=(300, 10))}, n_users, n_items, behaviour=False)
+    lost = 1 - result.clean_probability
+    for degree in (np.bincount(users)[users], np.bincount(items)[items]):
+        group = np.searchsorted(np.quantile(degree, [0.33, 0.67]), degree)
+        rates = [lost[group == g].mean() for g in np.unique(group)]
+        assert max(rates) - min(rates) < 0.15
+
+
+@pytest.mark.parametrize("decision_name", ["lfdr", "quantile", "zscore"])
+def test_probabilities_never_fall_as_a_similarity_rises(decision_name):
+    users, items, features, n_users, n_items = world(sizes=(3, 30))
+    rng = np.random.default_rng(0)
+    result = run(users, items, features, n_users, n_items, decision=decision_name)
+    if decision_name != "lfdr":
+        order = np.argsort(result.score, kind="stable")
+        p = result.clean_probability
+        if decision_name == "zscore":
+            size = np.bincount(users)[users]
+            for n in np.unique(size):
+                assert np.all(np.diff(p[order][size[order] == n]) >= -1e-6)
+        else:
+            assert np.all(np.diff(p[order]) >= -1e-6)
+        return
+    names = list(result.evidence)
+    observed = np.column_stack([result.evidence[n] for n in names] + [np.bincount(users)[users]]).astype(float)
+    null = np.column_stack([result.null_evidence[n] for n in names] + [np.bincount(users)[users[result.null_pair]]])
+    monotone = [1] * len(names) + [0]
+    for column in range(len(names)):
+        # The same rows again, of users of their own part, with one similarity raised step by step.
+        step = np.zeros_like(observed[:200])
+        step[:, column] = 0.05
+        grid = [observed[:200] + k * step for k in range(-10, 20)]
+        rows = np.concatenate([observed, *grid])
+        owner = np.concatenate([users, *[users[:200]] * len(grid)])
+        weight_free = decision.CrossFitted(observed, null, users, users[result.null_pair], monotone, rng)
+        ratio = weight_free.ratio(rows, owner)[len(observed) :].reshape(len(grid), 200)
+        p = decision.local_clean_probability(ratio, 0.3)
+        assert np.all(np.diff(p, axis=0) >= 0)
+        assert p.min() >= 0 and p.max() <= 1
+
+
+def test_one_similarity_alone_is_judged_by_isotonic_regression():
+    users, items, features, n_users, n_items = world()
+    settings = {"behaviour": False, "learned": False, "modalities": ["image"]}
+    users, items, noise = inject(users, items, n_users, n_items, 0.3, 0)
+    result = run(users, items, features, n_users, n_items, **settings)
+    assert list(result.evidence) == ["image"] and result.modality_weights == {"image": 1.0}
+    assert auroc(result.clean_probability[~noise], result.clean_probability[noise]) > 0.6
+    levels = len(np.unique(result.clean_probability))
+    assert 3 < levels < len(users) / 4
+
+
+def test_isotonic_ratio_follows_the_densities():
+    rng = np.random.default_rng(0)
+    observed, null = rng.normal(1, 1, (20_000, 1)), rng.normal(0, 1, (20_000, 1))
+    who = np.arange(20_000)
+    fitted = decision.CrossFitted(observed, null, who, who, [1], rng)
+    x = np.linspace(-1, 2, 13)
+    got = fitted.ratio(x[:, None], np.zeros(13, dtype=np.int64))
+    np.testing.assert_allclose(np.log(got), x - 0.5, atol=0.25)
+
+
+@pytest.mark.parametrize("decision_name", ["lfdr", "quantile", "zscore"])
+def test_no_user_loses_everything(decision_name):
+    users, items, features, n_users, n_items = world(sharpness=0.4)
+    result = run(users, items, features, n_users, n_items, noise_rate=0.9, decision=decision_name)
+    kept = np.bincount(users, weights=result.is_clean, minlength=n_users)
+    assert np.all(kept[np.unique(users)] >= 1)
+    assert result.n_false > 0 and result.n_true + result.n_false == len(users)
+    alone = np.bincount(users)[users] < 3
+    np.testing.assert_allclose(result.clean_probability[alone], 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("decision_name", ["quantile", "zscore"])
+def test_simple_decisions_flag_the_given_share(decision_name):
+    users, items, features, n_users, n_items = world(sizes=(5, 30))
+    result = run(users, items, features, n_users, n_items, decision=decision_name, noise_rate=0.2)
+    assert np.mean(result.clean_probability < 0.5) == pytest.approx(0.2, abs=0.02)
+    users, items, noise = inject(users, items, n_users, n_items, 0.5, 0)
+    result = run(users, items, features, n_users, n_items, decision=decision_name)
+    assert 0.2 < result.noise_rate < 0.6
+    assert auroc(result.clean_probability[~noise], result.clean_probability[noise]) > 0.7
+
+
+# ---------------------------------------------------------------- learned similarities
+
+
+def test_learned_embeddings_know_nothing_of_their_own_users():
+    users, items, features, n_users, n_items = world()
+    modalities = [normalise_modality(name, feature, n_items) for name, feature in features.items()]
+    profiles = build_profiles(users, items, n_users, n_items)
+    learned = learn_embeddings(profiles, modalities, np.random.default_rng(0))
+    part = learned["behaviour"].part
+    for k in range(PARTS):
+        # Shuffle what the users of part k did: their embeddings must stay as they were.
+        mine = part[users] == k
+        other = items.copy()
+        other[mine] = np.random.default_rng(1).permutation(items[mine])
+        changed = learn_embeddings(build_profiles(users, other, n_users, n_items), modalities, np.random.default_rng(0))
+        for name in learned:
+            np.testing.assert_array_equal(changed[name].rows[k], learned[name].rows[k])
+            assert np.abs(changed[name].rows[(k + 1) % PARTS] - learned[name].rows[(k + 1) % PARTS]).max() > 1e-3
+
+
+def test_learned_content_finds_the_directions_that_matter():
+    users, items, features, n_users, n_items = world(600, 200, dims=(12,), sizes=(4, 20))
+    # Many strong directions that say nothing about taste.
+    junk = 4 * np.random.default_rng(1).normal(size=(n_items, 12))
+    features = {"image": np.concatenate([features["image"], junk], axis=1)}
+    users, items, noise = inject(users, items, n_users, n_items, 0.3, 0)
+    result = run(users, items, features, n_users, n_items, behaviour=False)
+    plain, learned = result.evidence["image"], result.evidence["learned.content"]
+    assert auroc(learned[~noise], learned[noise]) > auroc(plain[~noise], plain[noise]) + 0.05
+
+
+def test_behaviour_past_the_budget_is_low_rank(monkeypatch, caplog):
+    users, items, features, n_users, n_items = world(sizes=(4, 30))
+    users, items, noise = inject(users, items, n_users, n_items, 0.3, 0)
+    monkeypatch.setattr("recbole_guider.amsc.behaviour.COUNT_BUDGET", 100)
+    with caplog.at_level("INFO", logger="recbole_guider"):
+        result = run(users, items, features, n_users, n_items, learned=False)
+    assert "too long for exact co-occurrence" in caplog.text
+    assert auroc(result.evidence["behaviour"][~noise], result.evidence["behaviour"][noise]) > 0.6
+    assert list(result.evidence) == ["image", "text", "behaviour"]
+
+
+def test_behaviour_by_given_embeddings():
+    users, items, features, n_users, n_items = world(40, 30, sizes=(3, 12))
+    vectors = np.random.default_rng(0).normal(size=(n_items, 7))
+    for given in (vectors, (None, vectors)):
+        result = run(users, items, features, n_users, n_items, embeddings=given)
+        unit = naive_unit(vectors)[0] * np.sqrt(result.confidence)[:, None]
+        for k, (u, i) in enumerate(zip(users, items, strict=True)):
+            rest = [o for o in items[users == u] if o != i]
+            assert result.evidence["behaviour"][k] == pytest.approx(np.mean(unit[rest] @ unit[i]), abs=1e-5)
+
+
+# ---------------------------------------------------------------- edges
+
+
+def test_one_constant_and_one_zero_modality_change_nothing():
+    users, items, features, n_users, n_items = world()
+    extra = {"constant": np.full((n_items, 5), 0.1, dtype=np.float16), "zero": np.zeros((n_items, 3))}
+    result = run(users, items, features | extra, n_users, n_items)
+    for name in extra:
+        assert not result.evidence[name].any() and not result.null_evidence[name].any()
+        assert result.modality_weights[name] == 0
+    plain = run(users, items, features, n_users, n_items)
+    np.testing.assert_array_equal(result.confidence, plain.confidence)
+    np.testing.assert_allclose(result.score, plain.score, atol=1e-6)
+    assert np.isfinite(result.clean_probability).all()
+
+
+def test_only_constant_features_give_the_prior():
+    users, items, _, n_users, n_items = world()
+    result = run(users, items, {"text": np.ones((n_items, 4))}, n_users, n_items, behaviour=False, noise_rate=0.3)
+    np.testing.assert_allclose(result.clean_probability, 0.7, atol=0.1)
+    assert result.modality_weights == {"text": 1.0}
+
+
+def test_zero_rows_count_as_missing():
+    users, items, features, n_users, n_items = world(60, 40)
+    gone = np.arange(n_items) % 3 == 0
+    zeroed = {"image": np.where(gone[:, None], 0, features["image"])}
+    masked = {"image": (np.where(gone[:, None], np.nan, features["image"]), ~gone)}
+    a, b = (run(users, items, f, n_users, n_items) for f in (zeroed, masked))
+    np.testing.assert_array_equal(a.clean_probability, b.clean_probability)
+    assert not a.evidence["image"][gone[items]].any()
+
+
+def test_half_precision_is_widened():
+    users, items, features, n_users, n_items = world(60, 40)
+    half = {name: (rows * 50).astype(np.float16) for name, rows in features.items()}
+    wide = {name: rows.astype(np.float64) for name, rows in half.items()}
+    a, b = (run(users, items, f, n_users, n_items) for f in (half, wide))
+    np.testing.assert_allclose(a.score, b.score, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_names_the_modality_and_the_item(bad):
+    users, items, features, n_users, n_items = world(60, 40)
+    features["text"][[17, 23], 2] = bad
+    with pytest.raises(GuiderError, match=r"'text'.*item 17\b"):
+        run(users, items, features, n_users, n_items)
+
+
+def test_honest_errors():
+    users, items, features, n_users, n_items = world(60, 40)
+    with pytest.raises(GuiderError, match="behaviour: true"):
+        run(users, items, {}, n_users, n_items, behaviour=False)
+    with pytest.raises(GuiderError, match="'smell'.*image, text"):
+        run(users, items, features, n_users, n_items, modalities=["smell"])
+    with pytest.raises(GuiderError, match=r"\[40, d\]"):
+        run(users, items, {"text": features["text"][:-1]}, n_users, n_items)
+    with pytest.raises(GuiderError, match="id 40"):
+        run([0], [40], features, n_users, n_items)
+    with pytest.raises(GuiderError, match="empty"):
+        run([], [], features, n_users, n_items)
+    with pytest.raises(GuiderError, match="equally long"):
+        run([0, 1], [0], features, n_users, n_items)
+    with pytest.raises(GuiderError, match="'behaviour'"):
+        run(users, items, {"behaviour": features["text"]}, n_users, n_items)
+
+
+def test_behaviour_alone():
+    users, items, _, n_users, n_items = world(sizes=(4, 30))
+    users, items, noise = inject(users, items, n_users, n_items, 0.3, 0)
+    result = run(users, items, {}, n_users, n_items)
+    assert result.modality_weights == {"behaviour": 1.0}
+    assert auroc(result.clean_probability[~noise], result.clean_probability[noise]) > 0.7
+    np.testing.assert_array_equal(result.confidence, 1)
+
+
+def test_short_profiles():
+    # Users with one or two items only: nothing but the prior, and no user without a clean item.
+    users, items = np.array([0, 1, 1, 2, 3, 3]), np.array([0, 1, 2, 3, 4, 0])
+    result = run(users, items, {"text": np.eye(5)}, 4, 5)
+    assert len(set(result.clean_probability.tolist())) == 1
+    assert np.bincount(users, weights=result.is_clean).min() >= 1
+    result = run(users, items, {"text": np.eye(5)}, 4, 5, min_profile=2, noise_rate=0.9)
+    assert np.bincount(users, weights=result.is_clean).min() >= 1
+    result = run([2], [1], {"text": np.eye(5)}, 4, 5)
+    assert result.is_clean.all()
+
+
+def test_repeated_pairs_count_once():
+    users, items, features, n_users, n_items = world()
+    plain = run(users, items, features, n_users, n_items)
+    twice = run(np.tile(users, 2), np.tile(items, 2), features, n_users, n_items)
+    for half in (twice.clean_probability[: len(users)], twice.clean_probability[len(users) :]):
+        np.testing.assert_array_equal(half, plain.clean_probability)
+    assert twice.noise_rate == plain.noise_rate
+
+
+@pytest.mark.parametrize("settings", [{}, {"aggregation": "topk"}, {"decision": "zscore"}, {"popularity": True}])
+def test_order_of_the_rows_does_not_matter_and_runs_repeat(settings):
+    users, items, features, n_users, n_items = world(150, 80)
+    shuffle = np.random.default_rng(0).permutation(len(users))
+    plain, again, other = (
+        run(u, i, features, n_users, n_items, **settings)
+        for u, i in [(users, items), (users, items), (users[shuffle], items[shuffle])]
+    )
+    for field in ("score", "clean_probability", "is_clean"):
+        np.testing.assert_array_equal(getattr(plain, field), getattr(again, field))
+        np.testing.assert_array_equal(getattr(plain, field)[shuffle], getattr(other, field))
+    assert plain.clean_probability.dtype == np.float32 and plain.is_clean.dtype == bool
+
+
+def test_method_none_and_global_random_state():
+    users, items, features, n_users, n_items = world(60, 40)
+    result = run(users, items, features, n_users, n_items, method="none")
+    assert result.is_clean.all() and result.noise_rate == 0 and np.all(result.clean_probability == 1)
+    before = np.random.get_state()[1].copy()
+    run(users, items, features, n_users, n_items)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])
+
+
+def test_exact_co_occurrence_by_hand():
+    # Items 0 and 1 share users 0, 1, 2; without user 0 they share two of two and two of three.
+    users, items = np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 1, 0, 1, 0, 1, 1])
+    profiles = build_profiles(users, items, 4, 3)
+    exact = CoOccurrence(profiles, np.ones(3))
+    got = exact.block(np.array([0]), np.array([[0, 1]]), np.array([True]))[0, 1]
+    assert got == pytest.approx(2 / np.sqrt(2 * 3))
