@@ -93,7 +93,11 @@ class GuiderTraining(PlainCheckpoints):
         self.calibration_summary: dict[str, Any] | None = None
         self.teacher_optimizer: Any = None
         if model.teacher is not None:
-            self.teacher_optimizer = self._build_optimizer(params=list(model.teacher.parameters()))
+            own = config.teacher_config()  # guider.teacher_parameters may give the teacher a learning rate of its own
+            self.teacher_optimizer = self._build_optimizer(
+                params=list(model.teacher.parameters()),
+                **{key: own[key] for key in ("learner", "learning_rate", "weight_decay")},
+            )
         self._order = torch.Generator().manual_seed(config["seed"])
         self._teacher_ready = False
 

@@ -9,7 +9,7 @@ import pytest
 from recbole_guider.amsc import Calibration, calibrate, decision
 from recbole_guider.amsc.behaviour import CoOccurrence
 from recbole_guider.amsc.calibrate import NULL_DRAWS, adaptive_weights
-from recbole_guider.amsc.learned import PARTS, learn_embeddings
+from recbole_guider.amsc.learned import PARTS, joined_content, learn_embeddings
 from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
 from recbole_guider.amsc.similarity import confidence, normalise_modality
 from recbole_guider.errors import GuiderError
@@ -407,15 +407,16 @@ def test_simple_decisions_flag_the_given_share(decision_name):
 def test_learned_embeddings_know_nothing_of_their_own_users():
     users, items, features, n_users, n_items = world()
     modalities = [normalise_modality(name, feature, n_items) for name, feature in features.items()]
+    joined = joined_content(modalities, np.random.default_rng(0))
     profiles = build_profiles(users, items, n_users, n_items)
-    learned = learn_embeddings(profiles, modalities, np.random.default_rng(0))
+    learned = learn_embeddings(profiles, joined, np.random.default_rng(0))
     part = learned["behaviour"].part
     for k in range(PARTS):
         # Shuffle what the users of part k did: their embeddings must stay as they were.
         mine = part[users] == k
         other = items.copy()
         other[mine] = np.random.default_rng(1).permutation(items[mine])
-        changed = learn_embeddings(build_profiles(users, other, n_users, n_items), modalities, np.random.default_rng(0))
+        changed = learn_embeddings(build_profiles(users, other, n_users, n_items), joined, np.random.default_rng(0))
         for name in learned:
             np.testing.assert_array_equal(changed[name].rows[k], learned[name].rows[k])
             assert np.abs(changed[name].rows[(k + 1) % PARTS] - learned[name].rows[(k + 1) % PARTS]).max() > 1e-3

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from recbole_guider.amsc import decision
 from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
-from recbole_guider.amsc.learned import FoldedEmbeddings, learn_embeddings
+from recbole_guider.amsc.discriminant import discriminant_scores
+from recbole_guider.amsc.learned import PARTS, FoldedEmbeddings, joined_content, learn_embeddings
 from recbole_guider.amsc.profiles import (
     Candidates,
     FloatArray,
@@ -165,8 +166,10 @@ def calibrate(
         exact = CoOccurrence(profiles, agreement)
         exact = exact if exact.is_affordable else None
     learned: dict[str, FoldedEmbeddings] = {}
+    joined = None
     if settings.learned or (settings.behaviour and behaviour_embeddings is None and exact is None):
-        learned = learn_embeddings(profiles, modalities, learned_rng)
+        joined = joined_content(modalities, learned_rng)
+        learned = learn_embeddings(profiles, joined, learned_rng)
     behaviour: _Behaviour = exact
     if behaviour_embeddings is not None:
         rows = behaviour_embeddings[1] if isinstance(behaviour_embeddings, tuple) else behaviour_embeddings
@@ -188,6 +191,12 @@ def calibrate(
             if name in learned:
                 parts[f"learned.{name}"] = learned[name].mean_scores(agreement, profiles, observed)
                 null_parts[f"learned.{name}"] = learned[name].mean_scores(agreement, profiles, null)
+        if joined is not None:
+            part, by_part = learned["content"].part, learned["content"].rows
+            for name, rows_of_part in {"directions": lambda k: joined, "content_directions": by_part.__getitem__}.items():
+                parts[f"learned.{name}"], null_parts[f"learned.{name}"] = discriminant_scores(
+                    rows_of_part, part, PARTS, profiles, observed, null, learned_rng
+                )
 
     probability, noise_rate = _decide(
         profiles, settings, score, null_score, parts, null_parts, judged, nulls, decision_rng

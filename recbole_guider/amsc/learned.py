@@ -62,7 +62,7 @@ class FoldedEmbeddings:
 
 
 def learn_embeddings(
-    profiles: Profiles, modalities: list[Modality], rng: np.random.Generator
+    profiles: Profiles, joined: NDArray[np.float32] | None, rng: np.random.Generator
 ) -> dict[str, FoldedEmbeddings]:
     """Item embeddings for every part of the users from the interactions of the others.
 
@@ -79,14 +79,14 @@ def learn_embeddings(
     ``both``: (d_i b_i + kappa W x_i) / (d_i + kappa): behaviour where it is known, content where it is not.
 
     Args:
-        modalities: normalised; without any only ``behaviour`` is returned.
+        joined: float32 [n_items, d], the content of :func:`joined_content`; None: only ``behaviour`` is returned.
         rng: chooses the parts and the start of the eigenvalue iteration.
 
     Returns:
         name -> :class:`FoldedEmbeddings`, rows of unit length.
     """
     part = rng.permutation(profiles.n_users) % PARTS
-    content = _content_basis(modalities, rng)
+    content = None if joined is None else _half_whitened(joined)
     rows: dict[str, list[NDArray[np.float32]]] = {"behaviour": []}
     if content is not None:
         rows |= {"content": [], "both": []}
@@ -120,8 +120,8 @@ def _unit_rows(rows: FloatArray | None, n_items: int) -> NDArray[np.float32]:
     return np.where(good, rows / np.where(good, length, 1.0), 0.0).astype(np.float32)
 
 
-def _content_basis(modalities: list[Modality], rng: np.random.Generator) -> FloatArray | None:
-    """Principal components of all modalities side by side, half whitened; float64 [n_items, at most CONTENT_RANK]."""
+def joined_content(modalities: list[Modality], rng: np.random.Generator) -> NDArray[np.float32] | None:
+    """All modalities side by side, at most CONTENT_RANK leading directions; float32 [n_items, d], None without any."""
     some = [m.rows for m in modalities if m.present.any()]
     if not some:
         return None
@@ -132,10 +132,15 @@ def _content_basis(modalities: list[Modality], rng: np.random.Generator) -> Floa
         for _ in range(3):
             basis = np.linalg.qr(rows.T @ (rows @ basis))[0]
         rows = rows @ basis
-    rows = rows.astype(np.float64)
-    values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+    return rows
+
+
+def _half_whitened(rows: NDArray[np.float32]) -> FloatArray:
+    """Principal components, each divided by the root of its spread; float64."""
+    wide = rows.astype(np.float64)
+    values, vectors = np.linalg.eigh(wide.T @ wide / len(wide))
     keep = values > 1e-6 * values[-1]
-    return rows @ (vectors[:, keep] * values[keep] ** -0.25)
+    return wide @ (vectors[:, keep] * values[keep] ** -0.25)
 
 
 def _pmi(matrix: sp.csr_matrix) -> sp.csr_matrix | None:
