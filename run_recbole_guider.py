@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Train and test a model: python run_recbole_guider.py --model=GUIDER_FREEDOM --dataset=ml-100k"""
 
 import sys

@@ -1,0 +1,293 @@
+"""The recommenders against dense algebra, naive loops and RecBole's own classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.general_recommender import LightGCN
+from recbole.utils import init_seed
+from torch.nn.functional import logsigmoid, normalize
+
+from recbole_guider.calibration import CLEAN_PROBABILITY, attach
+from recbole_guider.config import GuiderConfig
+from recbole_guider.data.dataset import build_dataset, prepare_data
+from recbole_guider.errors import GuiderError
+from recbole_guider.losses import dbpr_loss
+from recbole_guider.model.base import factorised_embeddings, scores_factorise
+from recbole_guider.model.fast_lightgcn import FastLightGCN
+from recbole_guider.model.freedom import FREEDOM
+from recbole_guider.model.guider import _Profiles
+
+
+def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
+    """A model of a configuration, its configuration and its training loader."""
+    config = GuiderConfig(model, "toy", config_dict={**toy, **changes}, command_line=[])
+    init_seed(config["seed"], True)
+    train, _, _ = prepare_data(config, build_dataset(config))
+    init_seed(config["seed"], True)
+    return config.model_class(config, train.dataset), config, train
+
+
+def dense_adjacency(pairs: set[tuple[int, int]], n_users: int, n_items: int) -> torch.Tensor:
+    adjacency = torch.zeros(n_users + n_items, n_users + n_items, dtype=torch.float64)
+    for user, item in pairs:
+        adjacency[user, n_users + item] = adjacency[n_users + item, user] = 1.0
+    scale = (adjacency.sum(1) + 1e-7) ** -0.5
+    return scale[:, None] * adjacency * scale[None, :]
+
+
+def pairs_of(dataset: Any) -> set[tuple[int, int]]:
+    users, items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
+    return set(zip(users.tolist(), items.tolist(), strict=True))
+
+
+def test_fast_lightgcn_is_recboles_lightgcn(toy: dict[str, Any]) -> None:
+    config = GuiderConfig("LightGCN", "toy", config_dict=toy, command_line=[])
+    train, _, _ = prepare_data(config, build_dataset(config))
+    models = []
+    for kind in (LightGCN, FastLightGCN):
+        init_seed(3, True)
+        models.append(kind(config, train.dataset))
+    theirs, ours = models
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[name])
+    batch = next(iter(train))
+    losses = [model.calculate_loss(batch).sum() for model in models]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-7)
+    for loss in losses:
+        loss.backward()
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(parameter.grad, dict(ours.named_parameters())[name].grad, rtol=1e-5, atol=1e-8)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.full_sort_predict(batch), ours.eval().full_sort_predict(batch))
+        torch.testing.assert_close(theirs.predict(batch), ours.predict(batch))
+
+
+def test_freedom_is_its_formulas(toy: dict[str, Any]) -> None:
+    model, config, train = built("FREEDOM", toy, knn_k=4, dropout=0.0, reg_weight=0.1)
+    dataset = train.dataset
+    n_users, n_items = model.n_users, model.n_items
+    content = torch.zeros(n_items, n_items, dtype=torch.float64)
+    for part in dataset.item_features.values():
+        rows = torch.from_numpy(part.values).double()
+        present = torch.from_numpy(part.present)
+        unit = normalize(rows, dim=1)
+        nearest = torch.zeros(n_items, n_items, dtype=torch.float64)
+        for item in torch.nonzero(present).squeeze(1):
+            similarity = unit @ unit[item]
+            similarity[~present] = -2.0
+            nearest[item, similarity.topk(4).indices] = 1.0
+        scale = (nearest.sum(1) + 1e-7) ** -0.5
+        content += 0.5 * scale[:, None] * nearest * torch.where(present, scale, 0.0)[None, :]
+    items = model.item_embedding.weight.double()
+    nodes = torch.cat([model.user_embedding.weight.double(), items])
+    adjacency = dense_adjacency(pairs_of(dataset), n_users, n_items)
+    layers = [nodes, adjacency @ nodes, adjacency @ adjacency @ nodes]
+    mean = sum(layers) / 3
+    users, items = mean[:n_users], mean[n_users:] + content @ items
+
+    got_users, got_items = model.eval().embeddings()
+    torch.testing.assert_close(got_users.double(), users, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(got_items.double(), items, rtol=1e-5, atol=1e-7)
+
+    batch = next(iter(train))
+    user, item, other = (batch[name] for name in ("user_id", "item_id", "neg_item_id"))
+    expected = -logsigmoid((users[user] * (items[item] - items[other])).sum(1)).mean()
+    for name, part in dataset.item_features.items():
+        total = 0.0
+        projection = model.projections[name]
+        for u, i, j in zip(user.tolist(), item.tolist(), other.tolist(), strict=True):
+            if part.present[i] and part.present[j]:
+                difference = projection(torch.from_numpy(part.values[i])) - projection(torch.from_numpy(part.values[j]))
+                total = total - logsigmoid(users[u].float() @ difference)
+        expected = expected + 0.1 * total / len(user)
+    torch.testing.assert_close(model.calculate_loss(batch).double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_freedom_prunes_once_an_epoch_and_evaluates_on_all_edges(toy: dict[str, Any]) -> None:
+    model, _, train = built("FREEDOM", toy, dropout=0.5)
+    graphs = []
+    for _ in range(3):
+        model.train()
+        graphs.append(model.training_graph().to_dense())
+        assert model.training_graph() is model.training_graph()
+    assert not torch.equal(graphs[0], graphs[1]) and not torch.equal(graphs[1], graphs[2])
+    full = model.graph.to_dense() > 0
+    for graph in graphs:
+        kept = graph > 0
+        assert bool((full | ~kept).all()) and int(kept.sum()) == 2 * int(len(pairs_of(train.dataset)) * 0.5)
+    with torch.no_grad():
+        users, _ = model.eval().embeddings()
+        model._training_graph = model.graph
+        torch.testing.assert_close(users, model.train(False).embeddings()[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"modality_weights": {"image": 1.0}}, "one weight >= 0"),
+        ({"modalities": None}, "has no content"),
+    ],
+)
+def test_freedom_refuses_what_it_cannot_use(changes: dict[str, Any], message: str, toy: dict[str, Any]) -> None:
+    with pytest.raises(GuiderError, match=message):
+        built("FREEDOM", toy, **changes)
+
+
+def test_freedoms_features_are_parameters_when_asked(toy: dict[str, Any]) -> None:
+    frozen, trained = (built("FREEDOM", toy, train_features=choice)[0] for choice in (False, True))
+    assert "features_image" in dict(trained.named_parameters())
+    assert "features_image" not in dict(frozen.named_parameters()) and "features_image" not in frozen.state_dict()
+
+
+def test_the_student_starts_where_the_plain_model_starts(toy: dict[str, Any]) -> None:
+    plain = built("FREEDOM", toy)[0].state_dict()
+    student = built("GUIDER_FREEDOM", toy)[0].student.state_dict()
+    for name, value in plain.items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, student[name]), name
+
+
+def test_which_models_factorise(toy: dict[str, Any]) -> None:
+    for name, expected in {"FREEDOM": True, "LightGCN": True, "BPR": True, "NeuMF": False}.items():
+        model = built(name, toy)[0].eval()
+        assert scores_factorise(model) is expected
+        matrices = factorised_embeddings(model)
+        assert (matrices is not None) is expected
+        if matrices is not None:
+            users = Interaction({"user_id": torch.arange(1, 5)})
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    model.full_sort_predict(users).view(4, -1), matrices[0][1:5] @ matrices[1].T
+                )
+
+
+def test_membership_and_drawing_against_sets() -> None:
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(1, 30, 300), rng.integers(1, 50, 300)
+    profiles = _Profiles(users, items, 31, 51)
+    owned = set(zip(users.tolist(), items.tolist(), strict=True))
+    batch, candidates = rng.integers(1, 30, 64), np.unique(rng.integers(1, 50, 25))
+    rows, columns = profiles.among(batch, candidates)
+    expected = {(b, c) for b in range(64) for c in range(len(candidates)) if (batch[b], candidates[c]) in owned}
+    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+
+    generator = torch.Generator().manual_seed(0)
+    asked = np.repeat(np.array([users[0], 30]), 500)  # user 30 has nothing
+    drawn = profiles.draw(asked, generator).numpy()
+    assert set(drawn[:500]) == {item for user, item in owned if user == users[0]}
+    assert (drawn[500:] == -1).all()
+
+
+@pytest.mark.parametrize("form", ["softmax", "pairwise"])
+@pytest.mark.parametrize("false_as", ["ignore", "negative"])
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_the_teachers_loss_against_a_loop(form: str, false_as: str, gamma: float, toy: dict[str, Any]) -> None:
+    block = {"dbpr": {"form": form, "eta": 0.0, "gamma": gamma, "negatives": 16, "false_as": false_as}}
+    model, _, train = built("GUIDER_FREEDOM", toy, guider=block)
+    dataset = train.dataset
+    probability = torch.rand(len(dataset.inter_feat), generator=torch.Generator().manual_seed(1))
+    attach(dataset, probability)
+    users, items = dataset.inter_feat["user_id"].numpy(), dataset.inter_feat["item_id"].numpy()
+    clean = probability.numpy() >= 0.5
+    model.set_calibration(users, items, clean)
+    state = model.generator("negatives").get_state()
+    batch = dataset.inter_feat[torch.arange(40)]
+    model.teacher.eval()
+    with torch.no_grad():
+        got = model._dbpr(*model.teacher.embeddings(), batch)
+        u, v = (matrix.double() for matrix in model.teacher.embeddings())
+    if form == "softmax":
+        u, v = normalize(u, dim=1), normalize(v, dim=1)
+    sampled = torch.randint(
+        1, model.n_items, (16 if form == "softmax" else 1,), generator=torch.Generator().set_state(state)
+    ).unique()
+    excluded = {
+        pair for pair, true in zip(zip(users, items, strict=True), clean, strict=True) if true or false_as == "ignore"
+    }
+    positive = (u[batch["user_id"]] * v[batch["item_id"]]).sum(1)
+    negative = u[batch["user_id"]] @ v[sampled].T
+    usable = torch.tensor(
+        [[(int(user), int(item)) not in excluded for item in sampled] for user in batch["user_id"]]
+    )
+    expected = dbpr_loss(
+        positive, negative, batch[CLEAN_PROBABILITY].double(), form=form, eta=0.0, gamma=gamma, negative_mask=usable
+    )
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_eta_compares_true_and_false_items_of_the_same_user(toy: dict[str, Any]) -> None:
+    losses = []
+    for eta in (0.0, 1.0):
+        model, _, train = built("GUIDER_FREEDOM", toy, guider={"dbpr": {"eta": eta, "negatives": 8}})
+        dataset = train.dataset
+        probability = torch.ones(len(dataset.inter_feat))
+        probability[::3] = 0.2
+        attach(dataset, probability)
+        users, items = dataset.inter_feat["user_id"].numpy(), dataset.inter_feat["item_id"].numpy()
+        model.set_calibration(users, items, probability.numpy() >= 0.5)
+        batch = dataset.inter_feat[torch.arange(60)]
+        state = model.generator("eta").get_state()
+        with torch.no_grad():
+            losses.append(model._dbpr(*model.teacher.eval().embeddings(), batch))
+    u, v = (normalize(matrix.detach(), dim=1) for matrix in model.teacher.embeddings())
+    false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
+    drawn = model.true_profiles.draw(batch["user_id"][false].numpy(), torch.Generator().set_state(state))
+    terms = []
+    true_pairs = {(user, item) for user, item, p in zip(users, items, probability, strict=True) if p >= 0.5}
+    for row, item in zip(false.tolist(), drawn.tolist(), strict=True):
+        if item < 0:
+            continue
+        user = int(batch["user_id"][row])
+        assert (user, item) in true_pairs
+        margin = (u[user] @ (v[item] - v[int(batch["item_id"][row])])) / 0.2
+        terms.append(-logsigmoid(margin))
+    torch.testing.assert_close(losses[1] - losses[0], torch.stack(terms).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_distillation_moves_the_student_towards_its_teacher(toy: dict[str, Any]) -> None:
+    block = {"dbpr": {"eta": 0.0}, "distillation": {"interval": 1}}
+    model, _, train = built("GUIDER_FREEDOM", toy, guider=block)
+    attach(train.dataset, torch.ones(len(train.dataset.inter_feat)))
+    model.train()
+    model.freeze_teacher()
+    optimiser = torch.optim.Adam(model.student.parameters(), lr=0.02)
+    batch = next(iter(train))
+    values = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        _, distilled = model.calculate_loss(batch)
+        distilled.backward()
+        optimiser.step()
+        values.append(distilled.item())
+    assert values[-1] < 0.7 * values[0]
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+
+
+def test_distilling_every_other_batch_weighs_double(toy: dict[str, Any]) -> None:
+    found = {}
+    for interval in (1, 2):
+        model, _, train = built("GUIDER_FREEDOM", toy, guider={"distillation": {"interval": interval, "users": 999}})
+        attach(train.dataset, torch.ones(len(train.dataset.inter_feat)))
+        model.train()
+        model.freeze_teacher()
+        batch = next(iter(train))
+        found[interval] = [model.calculate_loss(batch)[1].item() for _ in range(4)]
+    assert found[2][1] == found[2][3] == 0.0
+    np.testing.assert_allclose(found[2][0], 2 * found[1][0], rtol=1e-6)
+
+
+def test_teachers_need_matrices(toy: dict[str, Any]) -> None:
+    with pytest.raises(GuiderError, match="guider.teacher is NeuMF"):
+        built("GUIDER_FREEDOM", toy, guider={"teacher": "NeuMF"})
+    with pytest.raises(GuiderError, match="student_loss is dbpr"):
+        built("GUIDER_NeuMF", toy, guider={"student_loss": "dbpr"})
+
+
+def test_freedom_class_is_found_by_its_name(toy: dict[str, Any]) -> None:
+    assert isinstance(built("FREEDOM", toy)[0], FREEDOM)
