@@ -105,21 +105,23 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
         for behaviour in (True, False):
             settings = CalibrationSettings(behaviour=behaviour, min_profile=args.min_profile, learned=not args.plain)
             start = time.perf_counter()
-            result = calibrate(
-                users, items, features, n_users=n_users, n_items=n_items, settings=settings, seed=seed
-            )
+            result = calibrate(users, items, features, n_users=n_users, n_items=n_items, settings=settings, seed=seed)
             seconds = time.perf_counter() - start
             flagged = np.zeros(len(users), dtype=bool)
             # As many as were injected, so that the groups compare at the true rate.
             flagged[np.argsort(result.clean_probability, kind="stable")[: int(noise.sum())]] = True
-            yield common | figures(-result.clean_probability, noise) | {
-                "protocol": "uniform" if args.uniform else "activity x popularity",
-                "method": ("content + behaviour" if behaviour else "content") + (" (plain)" if args.plain else ""),
-                "estimated": result.noise_rate,
-                "popularity_flags": worst_group(popularity, flagged, noise),
-                "activity_flags": worst_group(activity, flagged, noise),
-                "seconds": seconds,
-            }
+            yield (
+                common
+                | figures(-result.clean_probability, noise)
+                | {
+                    "protocol": "uniform" if args.uniform else "activity x popularity",
+                    "method": ("content + behaviour" if behaviour else "content") + (" (plain)" if args.plain else ""),
+                    "estimated": result.noise_rate,
+                    "popularity_flags": worst_group(popularity, flagged, noise),
+                    "activity_flags": worst_group(activity, flagged, noise),
+                    "seconds": seconds,
+                }
+            )
         users, items, noise = noisy_training_pairs(interactions, n_users, n_items, args.ratio, seed, True)
         size = np.bincount(users, minlength=n_users)[users]
         yield common | figures(-size, noise) | {"protocol": "uniform", "method": "profile size alone"}

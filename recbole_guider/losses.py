@@ -5,15 +5,19 @@ The formulas are this project's definitions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from recbole_guider.errors import GuiderError
 
-__all__ = ["DBPR_FORMS", "dbpr_loss"]
+__all__ = ["DBPR_FORMS", "dbpr_loss", "soft_negative"]
 
 DBPR_FORMS = ("pairwise", "softmax")
+# exp(-2 x) is still a normal float32 number.
+_SAFE_EXPONENT = 40.0
 
 
 def dbpr_loss(
@@ -111,6 +115,63 @@ def dbpr_loss(
             )
         loss = loss + eta * _batch_mean(softplus((false - true) * scale))
     return loss
+
+
+def soft_negative(
+    users: Tensor, items: Tensor, *, temperature: float, excluded: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    r"""The one negative score that stands for many: tau log( sum_j exp(<u_b, v_j> / tau) ) over negatives that a batch
+    shares.
+
+    ``dbpr_loss(positive, soft_negative(...), p, form="softmax", temperature=tau)`` is the softmax form with those N
+    negatives. It is computed as one autograd node that keeps one [B, N] array, and whose backward pass is two matrix
+    products: less than half the time of the separate steps.
+
+    Args:
+        users: u [B, d], floats; half precision is computed in float32.
+        items: v [N, d], the negatives.
+        temperature: tau > 0.
+        excluded: (row, column) positions in [B, N], int64, that are no negatives of that row.
+
+    Returns:
+        [B]; minus infinity, with no gradient, where every negative is excluded.
+
+    Raises:
+        GuiderError: the temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise GuiderError(f"temperature must be above 0, not {temperature}.")
+    return _SoftNegative.apply(users, items, temperature, excluded)
+
+
+class _SoftNegative(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, users: Tensor, items: Tensor, temperature: float, excluded: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        with torch.autocast(users.device.type, enabled=False):
+            u, v = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (users, items))
+            weight = (u / temperature) @ v.T
+            if excluded is not None:
+                weight[excluded] = -torch.inf
+            # Scores cannot pass the product of the longest vectors: where that is small enough for exp, as for cosines
+            # at the usual temperatures, the pass over [B, N] that looks for the maximum can be saved.
+            shift: Tensor = (u.norm(dim=1).amax() * v.norm(dim=1).amax() / temperature).expand(len(u))
+            if len(u) and float(shift[0]) > _SAFE_EXPONENT:
+                shift = weight.amax(1)
+                shift = shift.masked_fill(shift.isinf(), 0.0)
+            weight.sub_(shift[:, None]).exp_()
+            total = weight.sum(1)
+        ctx.save_for_backward(u, v, weight, total)
+        ctx.temperature, ctx.types = temperature, (users.dtype, items.dtype)
+        return temperature * (total.log() + shift)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        u, v, weight, total = ctx.saved_tensors
+        factor = torch.where(total > 0, gradients[0] / total, 0.0)[:, None]
+        of_users, of_items = factor * (weight @ v), weight.T @ (factor * u)
+        return of_users.to(ctx.types[0]), of_items.to(ctx.types[1]), None, None
 
 
 def _batch_mean(terms: Tensor) -> Tensor:

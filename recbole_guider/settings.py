@@ -63,7 +63,7 @@ class DBPRSettings(_Settings):
     temperature: Positive = Field(default=0.2, description="divides the cosine scores of the softmax form")
     negatives: Annotated[int, Field(ge=1)] = Field(default=512, description="negatives shared by a batch, softmax form")
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="interactions in a batch of the teacher's; null: train_batch_size"
+        None, description="interactions in a batch of this loss; null: train_batch_size"
     )
     soft: bool = Field(default=True, description="weigh by the clean probability; false: by 0 or 1")
     eta: NonNegative = Field(default=0.1, description="the weight of ranking true items above false ones")

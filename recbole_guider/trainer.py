@@ -25,27 +25,32 @@ from recbole_guider.errors import GuiderError
 LOSS_NAMES = ("teacher loss", "student loss", "distillation loss")
 
 
-class TeacherBatches:
-    """The training interactions with their clean probability, shuffled anew in every pass.
+class CalibratedBatches:
+    """The training interactions with their clean probability, shuffled anew in every pass: the batches of DBPR.
 
-    The teacher's negatives are shared by a batch and drawn by the model, so nothing of RecBole's sampling is needed.
-    The order comes from a generator of its own: the student sees the batches that the plain model would.
+    DBPR's negatives are shared by a batch and drawn by the model. RecBole's sampler is only asked for one item more
+    for each interaction where ``sampler`` is given: some backbones compare the content of two items.
 
     Args:
         dataset: the training part of a data set, with the column ``clean_probability``.
         batch_size: interactions in a batch.
         generator: where the order comes from.
+        sampler: RecBole's training sampler, or None.
+        negative_field: the column for its items.
     """
 
     shuffle = False
 
-    def __init__(self, dataset: Any, batch_size: int, generator: torch.Generator) -> None:
-        self.columns = {
-            name: dataset.inter_feat[name] for name in (dataset.uid_field, dataset.iid_field, CLEAN_PROBABILITY)
-        }
+    def __init__(
+        self, dataset: Any, batch_size: int, generator: torch.Generator, sampler: Any = None, negative_field: str = ""
+    ) -> None:
+        self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
+        names = (self.user_field, self.item_field, CLEAN_PROBABILITY)
+        self.columns = {name: dataset.inter_feat[name] for name in names}
         self.size = len(dataset.inter_feat)
         self.batch_size = batch_size
         self.generator = generator
+        self.sampler, self.negative_field = sampler, negative_field
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
@@ -53,7 +58,11 @@ class TeacherBatches:
     def __iter__(self) -> Iterator[Interaction]:
         order = torch.randperm(self.size, generator=self.generator)
         for rows in order.split(self.batch_size):
-            yield Interaction({name: column[rows] for name, column in self.columns.items()})
+            batch = {name: column[rows] for name, column in self.columns.items()}
+            if self.sampler is not None:
+                users, items = batch[self.user_field].numpy(), batch[self.item_field].numpy()
+                batch[self.negative_field] = self.sampler.sample_by_user_ids(users, items, 1)
+            yield Interaction(batch)
 
 
 class _Watched:
@@ -99,6 +108,7 @@ class GuiderTraining(PlainCheckpoints):
                 **{key: own[key] for key in ("learner", "learning_rate", "weight_decay")},
             )
         self._order = torch.Generator().manual_seed(config["seed"])
+        self._student_order = torch.Generator().manual_seed(config["seed"] + 1)
         self._teacher_ready = False
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -155,9 +165,21 @@ class GuiderTraining(PlainCheckpoints):
             self.teacher_optimizer.zero_grad(set_to_none=True)
             self.optimizer = student_optimizer
 
-    def _teacher_batches(self, train_data: Any) -> TeacherBatches:
-        size = self.settings.dbpr.batch_size or self.config["train_batch_size"]
-        return TeacherBatches(train_data.dataset, size, self._order)
+    def _teacher_batches(self, train_data: Any) -> CalibratedBatches:
+        return CalibratedBatches(train_data.dataset, self._dbpr_batch_size, self._order)
+
+    def _student_batches(self, train_data: Any) -> Any:
+        """RecBole's training loader, or DBPR's batches if that is what the student learns from."""
+        if self.settings.student_loss == "own":
+            return train_data
+        return CalibratedBatches(
+            train_data.dataset, self._dbpr_batch_size, self._student_order, train_data._sampler, self.model.NEG_ITEM_ID
+        )
+
+    @property
+    def _dbpr_batch_size(self) -> int:
+        size: int = self.settings.dbpr.batch_size or self.config["train_batch_size"]
+        return size
 
     def _teacher_pass(self, batches: Any, epoch_idx: int) -> float:
         self.optimizer.zero_grad(set_to_none=True)
@@ -174,14 +196,15 @@ class GuiderTraining(PlainCheckpoints):
             self._apply_calibration(train_data.dataset)
         teaches = self.teacher_optimizer is not None and self.settings.schedule == "in_sync"
         batches: Any = self._teacher_batches(train_data) if teaches else []
+        student_batches = self._student_batches(train_data)
         self.model.last_losses.clear()
         with tqdm(
-            total=len(batches) + len(train_data),
+            total=len(batches) + len(student_batches),
             ncols=100,
             desc=set_color(f"Train {epoch_idx:>5}", "pink"),
             disable=not show_progress,
         ) as bar:
-            watch = [_Watched(loader, bar, self.model.last_losses) for loader in (batches, train_data)]
+            watch = [_Watched(loader, bar, self.model.last_losses) for loader in (batches, student_batches)]
             teacher_loss = self._teacher_pass(watch[0], epoch_idx) if teaches else 0.0
             self.model.freeze_teacher()
             losses = super()._train_epoch(
@@ -252,6 +275,7 @@ class GuiderTraining(PlainCheckpoints):
             "teacher_optimizer": None if self.teacher_optimizer is None else self.teacher_optimizer.state_dict(),
             "teacher_ready": self._teacher_ready,
             "order": self._order.get_state(),
+            "student_order": self._student_order.get_state(),
             "clean_probability": self.clean_probability,
             "calibration": self.calibration_summary,
         }
@@ -261,6 +285,7 @@ class GuiderTraining(PlainCheckpoints):
             self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])
         self._teacher_ready = state["teacher_ready"]
         self._order.set_state(state["order"].cpu())
+        self._student_order.set_state(state["student_order"].cpu())
         self.clean_probability = state["clean_probability"].cpu()
         self.calibration_summary = state["calibration"]
 

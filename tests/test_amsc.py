@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+
 from recbole_guider.amsc import Calibration, calibrate, decision
 from recbole_guider.amsc.behaviour import CoOccurrence
 from recbole_guider.amsc.calibrate import NULL_DRAWS, adaptive_weights
@@ -204,9 +205,7 @@ def test_adaptive_weights():
     rng = np.random.default_rng(0)
     observed = {"a": rng.normal(1, 1, 500), "b": rng.normal(0.5, 2, 500), "c": rng.normal(-1, 1, 500)}
     null = {name: rng.normal(0, 1, 500) for name in observed}
-    raw = [
-        max(observed[n].mean() - null[n].mean(), 0) / (observed[n].var() + null[n].var()) for n in ("a", "b", "c")
-    ]
+    raw = [max(observed[n].mean() - null[n].mean(), 0) / (observed[n].var() + null[n].var()) for n in ("a", "b", "c")]
     got = adaptive_weights(observed, null)
     np.testing.assert_allclose(list(got.values()), np.array(raw) / sum(raw))
     assert got["c"] == 0 and sum(got.values()) == pytest.approx(1)

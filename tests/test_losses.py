@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_guider.errors import GuiderError
-from recbole_guider.losses import dbpr_loss
+from recbole_guider.losses import dbpr_loss, soft_negative
 
 FORMS = ["pairwise", "softmax"]
 
@@ -175,3 +175,41 @@ def test_bad_input(change, words):
     names = ("positive", "negative", "clean_probability", "true", "false")
     with pytest.raises(GuiderError, match=words):
         dbpr_loss(**{**dict(zip(names, scores(), strict=True)), **change})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.01, 0.2, 1.0])
+def test_soft_negative_is_the_log_sum_exp_of_its_scores(dtype: torch.dtype, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randn(7, 4, generator=generator, dtype=dtype).requires_grad_()
+    items = torch.randn(5, 4, generator=generator, dtype=dtype).requires_grad_()
+    excluded = (torch.tensor([0, 0, 3, *[6] * 5]), torch.tensor([1, 4, 2, *range(5)]))
+    got = soft_negative(users, items, temperature=temperature, excluded=excluded)
+    for b in range(7):
+        gone = {int(c) for r, c in zip(*excluded, strict=True) if r == b}
+        scores = torch.stack([users[b] @ items[n] for n in range(5) if n not in gone] or [users.new_tensor(-torch.inf)])
+        expected = temperature * torch.logsumexp(scores / temperature, 0)
+        torch.testing.assert_close(got[b], expected, rtol=1e-5, atol=1e-5)
+    # a row without any negative has no gradient, and disturbs nobody else's
+    positive = torch.randn(7, generator=generator, dtype=dtype)
+    dbpr_loss(positive, got, torch.ones(7, dtype=dtype), temperature=temperature).backward()
+    assert torch.isfinite(users.grad).all() and torch.isfinite(items.grad).all()
+    assert (users.grad[6] == 0).all()
+
+
+def test_soft_negative_gradient_and_the_loss_it_stands_for() -> None:
+    generator = torch.Generator().manual_seed(1)
+    users, items = (torch.randn(n, 3, generator=generator, dtype=torch.float64).requires_grad_() for n in (6, 4))
+    excluded = (torch.tensor([2, 5]), torch.tensor([0, 3]))
+    assert torch.autograd.gradcheck(
+        lambda u, v: soft_negative(u, v, temperature=0.5, excluded=excluded), (users, items)
+    )
+    positive = torch.randn(6, generator=generator, dtype=torch.float64)
+    clean = torch.rand(6, generator=generator, dtype=torch.float64)
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    mask[excluded] = False
+    many = dbpr_loss(positive, users @ items.T, clean, temperature=0.5, negative_mask=mask)
+    one = dbpr_loss(positive, soft_negative(users, items, temperature=0.5, excluded=excluded), clean, temperature=0.5)
+    torch.testing.assert_close(one, many)
+    with pytest.raises(GuiderError, match="temperature must be above 0"):
+        soft_negative(users, items, temperature=0.0)

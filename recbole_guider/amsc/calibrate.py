@@ -147,7 +147,8 @@ def calibrate(
     modalities = modality_list(features, settings.modalities, n_items)
     if not modalities and not settings.behaviour and behaviour_embeddings is None:
         raise GuiderError(
-            "There is nothing to compare items by: give at least one modality, or set guider.calibration.behaviour: true."
+            "There is nothing to compare items by: give at least one modality, or set "
+            "guider.calibration.behaviour: true."
         )
     if any(m.name == BEHAVIOUR for m in modalities):
         raise GuiderError(f"A modality cannot be called {BEHAVIOUR!r}: that is the name of co-occurrence; rename it.")
@@ -172,8 +173,8 @@ def calibrate(
         learned = learn_embeddings(profiles, joined, learned_rng)
     behaviour: _Behaviour = exact
     if behaviour_embeddings is not None:
-        rows = behaviour_embeddings[1] if isinstance(behaviour_embeddings, tuple) else behaviour_embeddings
-        behaviour = normalise_modality(BEHAVIOUR, rows, n_items)
+        given = behaviour_embeddings[1] if isinstance(behaviour_embeddings, tuple) else behaviour_embeddings
+        behaviour = normalise_modality(BEHAVIOUR, given, n_items)
     elif settings.behaviour and exact is None:
         logger.info(
             "The profiles are too long for exact co-occurrence (sum of squared sizes %.3g): behaviour is compared by "
@@ -193,9 +194,9 @@ def calibrate(
                 null_parts[f"learned.{name}"] = learned[name].mean_scores(agreement, profiles, null)
         if joined is not None:
             part, by_part = learned["content"].part, learned["content"].rows
-            for name, rows_of_part in {"directions": lambda k: joined, "content_directions": by_part.__getitem__}.items():
+            for name, rows in {"directions": [joined] * PARTS, "content_directions": by_part}.items():
                 parts[f"learned.{name}"], null_parts[f"learned.{name}"] = discriminant_scores(
-                    rows_of_part, part, PARTS, profiles, observed, null, learned_rng
+                    rows, part, profiles, observed, null, learned_rng
                 )
 
     probability, noise_rate = _decide(
@@ -258,9 +259,7 @@ class _Scorer:
         """Each modality's own score; name -> float64 [len(candidates)]."""
         if self.settings.aggregation == "topk":
             return self._topk(candidates, None)
-        result = {
-            m.name: mean_scores(m.rows, self.agreement, self.profiles, candidates) for m in self.modalities
-        }
+        result = {m.name: mean_scores(m.rows, self.agreement, self.profiles, candidates) for m in self.modalities}
         if isinstance(self.behaviour, CoOccurrence):
             result[BEHAVIOUR] = self.behaviour.mean_scores(candidates)
         elif self.behaviour is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ _LEARN_ROWS = 200_000
 _BLOCK_ELEMENTS = 4_194_304
 
 
-def products(rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates) -> Iterator[tuple[slice, FloatArray]]:
+def products(
+    rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates
+) -> Iterator[tuple[slice, FloatArray]]:
     """Blocks of v_i * r_u, entry by entry; float32 [block, d].
 
     r_u is the sum of the rows of the profile without the left-out item, divided by its length. The sum over the
@@ -36,9 +38,8 @@ def products(rows: NDArray[np.float32], profiles: Profiles, candidates: Candidat
 
 
 def discriminant_scores(
-    rows_of_part: Callable[[int], NDArray[np.float32]],
+    rows_of_part: list[NDArray[np.float32]],
     part: IntArray,
-    n_parts: int,
     profiles: Profiles,
     observed: Candidates,
     null: Candidates,
@@ -52,7 +53,7 @@ def discriminant_scores(
     outside the part that is scored. This is the adaptive modality weight, for each direction in place of each modality.
 
     Args:
-        rows_of_part: k -> float32 [n_items, d], the item rows that the users of part k are scored with.
+        rows_of_part: for every part of the users float32 [n_items, d], the item rows that they are scored with.
         part: int [n_users].
         observed, null: sorted by user.
 
@@ -60,8 +61,7 @@ def discriminant_scores(
         float64 [len(observed)], float64 [len(null)].
     """
     scores, null_scores = np.zeros(len(observed)), np.zeros(len(null))
-    for k in range(n_parts):
-        rows = rows_of_part(k)
+    for k, rows in enumerate(rows_of_part):
         moments = []
         for candidates in (observed, null):
             learn = np.flatnonzero((part[candidates.users] != k) & (profiles.size[candidates.users] > 1))
@@ -82,9 +82,7 @@ def discriminant_scores(
     return scores, null_scores
 
 
-def _moments(
-    rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates
-) -> tuple[FloatArray, FloatArray]:
+def _moments(rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates) -> tuple[FloatArray, FloatArray]:
     first, second = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
     for _, product in products(rows, profiles, candidates):
         first += product.sum(axis=0, dtype=np.float64)

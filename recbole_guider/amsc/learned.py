@@ -105,9 +105,7 @@ def learn_embeddings(
         penalty = RIDGE * max(np.trace(gram) / len(gram), 1e-12)
         mapped = content @ np.linalg.solve(gram + penalty * np.eye(len(gram)), weighted.T @ behaviour)
         rows["content"].append(_unit_rows(mapped, profiles.n_items))
-        rows["both"].append(
-            _unit_rows(degree * behaviour + CONTENT_PRIOR * rows["content"][-1], profiles.n_items)
-        )
+        rows["both"].append(_unit_rows(degree * behaviour + CONTENT_PRIOR * rows["content"][-1], profiles.n_items))
     return {name: FoldedEmbeddings(part, parts) for name, parts in rows.items()}
 
 

@@ -54,9 +54,7 @@ class Profiles:
     @cached_property
     def matrix(self) -> sp.csr_matrix:
         """float64 CSR [n_users, n_items] of ones."""
-        return sp.csr_matrix(
-            (np.ones(self.n_pairs), self.items, self.indptr), shape=(self.n_users, self.n_items)
-        )
+        return sp.csr_matrix((np.ones(self.n_pairs), self.items, self.indptr), shape=(self.n_users, self.n_items))
 
     @cached_property
     def _keys(self) -> IntArray:
@@ -118,9 +116,7 @@ class NullPairs:
     items: IntArray
 
 
-def draw_null_pairs(
-    profiles: Profiles, pairs: IntArray, *, by_popularity: bool, rng: np.random.Generator
-) -> NullPairs:
+def draw_null_pairs(profiles: Profiles, pairs: IntArray, *, by_popularity: bool, rng: np.random.Generator) -> NullPairs:
     """For every row of ``pairs`` draw an item that its user does not have.
 
     Items are drawn by their number of users, or uniformly from the items that occur at all. A user who has

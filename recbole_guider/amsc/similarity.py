@@ -38,9 +38,7 @@ class Modality:
     present: NDArray[np.bool_]
 
 
-def normalise_modality(
-    name: str, feature: ArrayLike | tuple[ArrayLike, ArrayLike], n_items: int
-) -> Modality:
+def normalise_modality(name: str, feature: ArrayLike | tuple[ArrayLike, ArrayLike], n_items: int) -> Modality:
     """``e_i = (x_i - mean) / ||x_i - mean||``, the mean taken over the items that have a feature.
 
     Rows of zeros (an empty text, a picture that could not be read) and rows that equal the mean (constant
@@ -84,9 +82,7 @@ def normalise_modality(
     return Modality(name, rows, present)
 
 
-def confidence(
-    modalities: list[Modality], *, kind: str, anchors: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
+def confidence(modalities: list[Modality], *, kind: str, anchors: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Agreement of every item's own modalities, in [0, 1] (this project's definition of S_conf).
 
     ``relative``: with the anchor items a in A (seeded; for each pair of modalities the first ``anchors`` items

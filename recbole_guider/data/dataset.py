@@ -217,7 +217,15 @@ def build_dataset(config: Any) -> Dataset:
         dataset.config = config
         getLogger().info(f"Loaded the filtered dataset from [{file}]")
         return dataset
-    dataset = GuiderDataset(config)
+    try:
+        dataset = GuiderDataset(config)
+    except ValueError as error:
+        if Path(config["data_path"]).is_dir():
+            raise
+        raise GuiderError(
+            f"there is no folder {config['data_path']} with the data set {config['dataset']!r}: set data_path, or make "
+            f"one with recbole-guider convert."
+        ) from error
     if config["save_dataset"]:
         dataset.save()
     return dataset

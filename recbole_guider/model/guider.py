@@ -21,7 +21,7 @@ from recbole_guider.distill import (
     ot_distillation_loss,
 )
 from recbole_guider.errors import GuiderError
-from recbole_guider.losses import dbpr_loss
+from recbole_guider.losses import dbpr_loss, soft_negative
 from recbole_guider.model.base import FactorisedRecommender, factorised_embeddings, scores_factorise
 from recbole_guider.model.fast_lightgcn import FastLightGCN
 from recbole_guider.settings import DBPRSettings, GuiderSettings
@@ -176,15 +176,16 @@ class Guider(FactorisedRecommender):
         count = settings.negatives if softmax else 1
         sampled = torch.randint(1, self.n_items, (count,), generator=self.generator("negatives")).unique()
         positive = (rows * unit(items[item])).sum(dim=1)
-        negative = rows @ unit(items[sampled.to(user.device)]).T
+        candidates = unit(items[sampled.to(user.device)])
         # what the user interacted with is no negative; with false_as: negative this holds for true interactions only
         own = self.true_profiles if settings.false_as == "negative" else self.profiles
-        hits = tuple(index.to(user.device) for index in own.among(ids, sampled.numpy()))
+        row, column = own.among(ids, sampled.numpy())
+        hits = (row.to(user.device), column.to(user.device))
         usable = None
         if softmax and not settings.gamma:
-            # in place and sparse: a cosine of -1e4 adds nothing to the sum of exponentials
-            negative[hits] = -1e4
+            negative = soft_negative(rows, candidates, temperature=settings.temperature, excluded=hits)
         else:
+            negative = rows @ candidates.T
             usable = torch.ones_like(negative, dtype=torch.bool)
             usable[hits] = False
         true_score = false_score = None
