@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -63,7 +63,7 @@ class DBPRSettings(_Settings):
     temperature: Positive = Field(default=0.2, description="divides the cosine scores of the softmax form")
     negatives: Annotated[int, Field(ge=1)] = Field(default=512, description="negatives shared by a batch, softmax form")
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="interactions in a batch of this loss; null: train_batch_size"
+        default=None, description="interactions in a batch of this loss; null: train_batch_size"
     )
     soft: bool = Field(default=True, description="weigh by the clean probability; false: by 0 or 1")
     eta: NonNegative = Field(default=0.1, description="the weight of ranking true items above false ones")
@@ -86,10 +86,10 @@ class DistillationSettings(_Settings):
     anchor: NonNegative = Field(default=1.0, description="the price of moving mass to another user")
     weight: NonNegative = Field(default=1.0, description="the weight of the distillation loss")
     epsilon: Positive = Field(default=0.05, description="the entropic regularisation of the plan")
-    iterations: Annotated[int, Field(ge=1)] = Field(default=50, description="Sinkhorn iterations")
+    iterations: Annotated[int, Field(ge=1)] = Field(default=20, description="Sinkhorn iterations")
     users: Annotated[int, Field(ge=2)] = Field(default=512, description="the users of a batch that are compared")
     interval: Annotated[int, Field(ge=1)] = Field(
-        2, description="distil in every interval-th batch, with that many times the weight"
+        default=2, description="distil in every interval-th batch, with that many times the weight"
     )
     debias: bool = Field(default=False, description="subtract the two self-transport terms")
     balance: Literal["fixed", "min_norm"] = Field(default="fixed", description="by weight, or by the losses' gradients")
@@ -99,7 +99,9 @@ class NoiseSettings(_Settings):
     """``guider.noise``: what an experiment injects into the training data."""
 
     interactions: NonNegative = Field(default=0.0, description="random pairs to add, as a share of the training pairs")
-    features: NonNegative = Field(default=0.0, description="noise on the content features")
+    features: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.0, description="the share of items whose content features are shuffled"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of both")
 
 
@@ -250,6 +252,8 @@ def _bounds(metadata: list[Any]) -> str:
             bounds.append(f"> {part.gt}")
         elif isinstance(part, Ge):
             bounds.append(f">= {part.ge}")
+        elif isinstance(part, Le):
+            bounds.append(f"<= {part.le}")
         elif isinstance(part, Lt):
             bounds.append(f"< {part.lt}")
     return " " + " and ".join(bounds) if bounds else ""

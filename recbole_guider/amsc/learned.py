@@ -22,7 +22,7 @@ from recbole_guider.amsc.similarity import Modality, mean_scores
 
 #: Users are split into this many parts; each is scored by what the other parts did.
 PARTS = 3
-#: Dimension of the behaviour embeddings.
+#: Dimension of the behaviour embeddings, at most an eighth of the number of items.
 RANK = 256
 #: Dimension to which the content is reduced before it is mapped to behaviour.
 CONTENT_RANK = 512
@@ -33,6 +33,7 @@ CONTENT_PRIOR = 4.0
 # Context counts are raised to this power (3/4 as in word embeddings, spread evenly over both sides).
 _CONTEXT_POWER = 0.875
 _OVERSAMPLING = 16
+_ITEMS_PER_DIRECTION = 8
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,14 @@ def _normalised(matrix: sp.csr_matrix) -> _Gram | None:
 def _leading_eigenvectors(operator: sp.csr_matrix | _Gram, rng: np.random.Generator) -> FloatArray:
     """Eigenvectors of the largest positive eigenvalues, times their roots, by randomised subspace iteration."""
     n = operator.shape[0]
-    basis = rng.standard_normal((n, min(RANK + _OVERSAMPLING, n))).astype(np.float32)
+    # All directions of a small catalogue would leave every item similar to itself alone.
+    rank = max(min(RANK, n // _ITEMS_PER_DIRECTION), 1)
+    basis = rng.standard_normal((n, min(rank + _OVERSAMPLING, n))).astype(np.float32)
     for _ in range(2):
         basis = np.linalg.qr(operator @ basis)[0]
     small = basis.T @ (operator @ basis)
     values, vectors = np.linalg.eigh((small + small.T) / 2)
-    chosen = np.argsort(-values)[:RANK]
+    chosen = np.argsort(-values)[:rank]
     chosen = chosen[values[chosen] > 1e-6 * max(float(values.max()), 0.0)]
     if isinstance(operator, _Gram):
         return basis @ vectors[:, chosen]
