@@ -6,7 +6,7 @@ FOLDER holds ``interactions.csv`` (user, item, split), ``<modality>_feat.npy`` a
 ``<modality>_ids.txt``. Random pairs that occur in no split are added to the training pairs, users drawn by activity
 and items by popularity, so that degrees tell nothing (``--uniform`` draws both uniformly). All training pairs are then
 ranked by ``clean_probability``, with and without ``behaviour``. Printed as markdown: AUROC (ties count half), average
-precision of the noise, precision at the injected count, the estimated and the injected share of noise, seconds. Beside
+precision of the noise, precision at the injected count, the estimated and the injected share of noise, processor seconds. Beside
 it, what profile size alone scores under the uniform protocol, where degrees give the noise away. ``--csv`` appends one
 row for each run.
 """
@@ -28,7 +28,7 @@ from recbole_guider.data.noise import inject_interactions
 from recbole_guider.settings import CalibrationSettings
 
 COLUMNS = ["data", "protocol", "ratio", "seed", "method", "auroc", "average_precision", "precision", "estimated"]
-COLUMNS += ["injected", "popularity_flags", "activity_flags", "seconds"]
+COLUMNS += ["injected", "popularity_flags", "activity_flags", "cpu_seconds"]
 Features = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -104,9 +104,9 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
         common = {"data": folder.name, "ratio": args.ratio, "seed": seed, "injected": noise.mean()}
         for behaviour in (True, False):
             settings = CalibrationSettings(behaviour=behaviour, min_profile=args.min_profile, learned=not args.plain)
-            start = time.perf_counter()
+            start = time.process_time()
             result = calibrate(users, items, features, n_users=n_users, n_items=n_items, settings=settings, seed=seed)
-            seconds = time.perf_counter() - start
+            seconds = time.process_time() - start
             flagged = np.zeros(len(users), dtype=bool)
             # As many as were injected, so that the groups compare at the true rate.
             flagged[np.argsort(result.clean_probability, kind="stable")[: int(noise.sum())]] = True
@@ -119,7 +119,7 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
                     "estimated": result.noise_rate,
                     "popularity_flags": worst_group(popularity, flagged, noise),
                     "activity_flags": worst_group(activity, flagged, noise),
-                    "seconds": seconds,
+                    "cpu_seconds": seconds,
                 }
             )
         users, items, noise = noisy_training_pairs(interactions, n_users, n_items, args.ratio, seed, True)
@@ -135,7 +135,7 @@ def table(rows: pd.DataFrame) -> str:
         cells = [str(name) for name in names]
         for column in COLUMNS[5:]:
             mean = group[column].mean()
-            cells.append("-" if np.isnan(mean) else f"{mean:.1f}" if column == "seconds" else f"{mean:.3f}")
+            cells.append("-" if np.isnan(mean) else f"{mean:.1f}" if column == "cpu_seconds" else f"{mean:.3f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
