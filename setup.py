@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "recbole_guider/__init__.py").read_text()).group(1)
@@ -35,10 +35,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=[
-        "recbole_guider",
-        "recbole_guider.amsc",
-        "recbole_guider.data",
-        "recbole_guider.model",
+        *find_packages(include=["recbole_guider", "recbole_guider.*"]),
         "recbole_guider.properties",
         "recbole_guider.properties.model",
         "recbole_guider.dataset_configs",
