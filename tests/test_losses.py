@@ -187,7 +187,8 @@ def test_soft_negative_is_the_log_sum_exp_of_its_scores(dtype: torch.dtype, temp
     got = soft_negative(users, items, temperature=temperature, excluded=excluded)
     for b in range(7):
         gone = {int(c) for r, c in zip(*excluded, strict=True) if r == b}
-        scores = torch.stack([users[b] @ items[n] for n in range(5) if n not in gone] or [users.new_tensor(-torch.inf)])
+        kept = [users[b].detach() @ items[n].detach() for n in range(5) if n not in gone]
+        scores = torch.stack(kept or [users.new_tensor(-torch.inf)])
         expected = temperature * torch.logsumexp(scores / temperature, 0)
         torch.testing.assert_close(got[b], expected, rtol=1e-5, atol=1e-5)
     # a row without any negative has no gradient, and disturbs nobody else's
