@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_guider import compat
+
+compat.apply()  # before a test module takes names out of RecBole's modules
+
 N_USERS, N_ITEMS, N_TASTES = 60, 40, 4
 
 
