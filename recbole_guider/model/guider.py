@@ -171,27 +171,30 @@ class Guider(FactorisedRecommender):
         clean = interaction[CLEAN_PROBABILITY]
         softmax = settings.form == "softmax"
         unit = (lambda matrix: normalize(matrix, dim=1)) if softmax else (lambda matrix: matrix)
-        rows = unit(users[user])
-        ids = user.cpu().numpy()
+        # The negatives are shared, so a user who comes several times in a batch is scored against them once.
+        distinct, place = torch.unique(user, return_inverse=True)
+        user_rows = unit(users[distinct])
+        rows = user_rows[place]
         count = settings.negatives if softmax else 1
         sampled = torch.randint(1, self.n_items, (count,), generator=self.generator("negatives")).unique()
         positive = (rows * unit(items[item])).sum(dim=1)
         candidates = unit(items[sampled.to(user.device)])
         # what the user interacted with is no negative; with false_as: negative this holds for true interactions only
         own = self.true_profiles if settings.false_as == "negative" else self.profiles
-        row, column = own.among(ids, sampled.numpy())
+        row, column = own.among(distinct.cpu().numpy(), sampled.numpy())
         hits = (row.to(user.device), column.to(user.device))
         usable = None
         if softmax and not settings.gamma:
-            negative = soft_negative(rows, candidates, temperature=settings.temperature, excluded=hits)
+            negative = soft_negative(user_rows, candidates, temperature=settings.temperature, excluded=hits)[place]
         else:
-            negative = rows @ candidates.T
-            usable = torch.ones_like(negative, dtype=torch.bool)
+            negative = (user_rows @ candidates.T)[place]
+            usable = torch.ones(len(distinct), len(sampled), dtype=torch.bool, device=user.device)
             usable[hits] = False
+            usable = usable[place]
         true_score = false_score = None
         if settings.eta:
             false = torch.nonzero(clean < 0.5).squeeze(1)
-            drawn = self.true_profiles.draw(ids[false.cpu().numpy()], self.generator("eta")).to(user.device)
+            drawn = self.true_profiles.draw(user[false].cpu().numpy(), self.generator("eta")).to(user.device)
             false, drawn = false[drawn >= 0], drawn[drawn >= 0]
             true_score = (rows[false] * unit(items[drawn])).sum(dim=1)
             false_score = positive[false]
