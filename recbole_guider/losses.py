@@ -192,4 +192,7 @@ def _log_sum_exp(scores: Tensor, mask: Tensor | None) -> Tensor:
         scores = scores.masked_fill(~mask, lowest)
     if scores.shape[1] == 0:
         return scores.new_full((scores.shape[0],), lowest)
+    if scores.shape[1] == 1:
+        # the sum of one term is that term, also where it is minus infinity, whose logsumexp has a NaN gradient
+        return scores.squeeze(1)
     return torch.logsumexp(scores, dim=1)
