@@ -81,7 +81,17 @@ class _Watched:
         for batch in self.loader:
             yield batch
             self.bar.update()
-            self.bar.set_postfix_str(" ".join(f"{name} {value:.4f}" for name, value in self.losses.items()))
+            self.bar.set_postfix_str(" ".join(f"{name} {value:.3f}" for name, value in self.losses.items()))
+
+
+def _progress_bar(description: str, total: int, shown: bool) -> Any:
+    """RecBole's bar with a shorter rule: three losses need the room."""
+    return tqdm(
+        total=total,
+        desc=set_color(description, "pink"),
+        bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        disable=not shown,
+    )
 
 
 class GuiderTraining(PlainCheckpoints):
@@ -198,12 +208,7 @@ class GuiderTraining(PlainCheckpoints):
         batches: Any = self._teacher_batches(train_data) if teaches else []
         student_batches = self._student_batches(train_data)
         self.model.last_losses.clear()
-        with tqdm(
-            total=len(batches) + len(student_batches),
-            ncols=100,
-            desc=set_color(f"Train {epoch_idx:>5}", "pink"),
-            disable=not show_progress,
-        ) as bar:
+        with _progress_bar(f"Train {epoch_idx:>5}", len(batches) + len(student_batches), show_progress) as bar:
             watch = [_Watched(loader, bar, self.model.last_losses) for loader in (batches, student_batches)]
             teacher_loss = self._teacher_pass(watch[0], epoch_idx) if teaches else 0.0
             self.model.freeze_teacher()
@@ -220,10 +225,7 @@ class GuiderTraining(PlainCheckpoints):
         for epoch_idx in range(self.epochs):
             start = time()
             self.model.last_losses.clear()
-            with tqdm(
-                total=len(batches), ncols=100, desc=set_color(f"Teach {epoch_idx:>5}", "pink"),
-                disable=not show_progress,
-            ) as bar:
+            with _progress_bar(f"Teach {epoch_idx:>5}", len(batches), show_progress) as bar:
                 loss = self._teacher_pass(_Watched(batches, bar, self.model.last_losses), epoch_idx)
             if not valid_data or (epoch_idx + 1) % self.eval_step:
                 continue
