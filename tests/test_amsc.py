@@ -10,7 +10,7 @@ import pytest
 from recbole_guider.amsc import Calibration, calibrate, decision
 from recbole_guider.amsc.behaviour import CoOccurrence
 from recbole_guider.amsc.calibrate import NULL_DRAWS, adaptive_weights
-from recbole_guider.amsc.learned import PARTS, joined_content, learn_embeddings
+from recbole_guider.amsc.learned import PARTS, RIDGE, held_out_ridge, joined_content, learn_embeddings
 from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
 from recbole_guider.amsc.similarity import confidence, normalise_modality
 from recbole_guider.errors import GuiderError
@@ -419,6 +419,71 @@ def test_learned_embeddings_know_nothing_of_their_own_users():
         for name in learned:
             np.testing.assert_array_equal(changed[name].rows[k], learned[name].rows[k])
             assert not np.array_equal(changed[name].rows[(k + 1) % PARTS], learned[name].rows[(k + 1) % PARTS])
+
+
+def test_held_out_ridge_equals_a_fit_without_the_item():
+    rng = np.random.default_rng(0)
+    x, y, w = rng.normal(size=(40, 6)), rng.normal(size=(40, 3)), rng.integers(0, 5, size=(40, 1)).astype(float)
+    penalty = RIDGE * np.trace(x.T @ (w * x)) / 6
+    got = held_out_ridge(x, y, w)
+    for i in range(40):
+        rest = np.arange(40) != i
+        gram = x[rest].T @ (w[rest] * x[rest]) + penalty * np.eye(6)
+        np.testing.assert_allclose(got[i], x[i] @ np.linalg.solve(gram, x[rest].T @ (w[rest] * y[rest])), atol=1e-9)
+
+
+def test_learned_scores_equal_a_double_loop():
+    users, items, features, n_users, n_items = world(60, 40, seed=2, sizes=(2, 14))
+    result = run(users, items, features, n_users, n_items, seed=4)
+    modalities = [normalise_modality(name, feature, n_items) for name, feature in features.items()]
+    rng = np.random.default_rng([4, 2])  # the third of the generators of calibrate
+    joined = joined_content(modalities, rng)
+    learned = learn_embeddings(build_profiles(users, items, n_users, n_items), joined, rng)
+    part = learned["content"].part
+    profiles = {u: set(items[users == u].tolist()) for u in range(n_users)}
+    degree = np.bincount(items, minlength=n_items)
+    root = np.sqrt(result.confidence.astype(float))
+    middle = joined - np.average(joined, axis=0, weights=degree)
+    observed = list(zip(users, items, items, strict=True))
+    null = list(zip(users[result.null_pair], result.null_item, items[result.null_pair], strict=True))
+
+    def check(name, score):
+        for pairs, got in ((observed, result.evidence), (null, result.null_evidence)):
+            expected = [score(u, i, [o for o in sorted(profiles[u]) if o != out]) for u, i, out in pairs]
+            np.testing.assert_allclose(got[f"learned.{name}"], expected, atol=1e-5, rtol=1e-4)
+
+    for name, folded in learned.items():
+        rows = [r.astype(float) for r in folded.rows]
+
+        def mean_cosine(u, i, rest, rows=rows):
+            v = rows[part[u]]
+            return np.mean([root[i] * root[o] * (v[i] @ v[o]) for o in rest]) if rest else 0.0
+
+        check(name, mean_cosine)
+
+    def product(rows, i, rest):
+        total = np.sum([rows[o] for o in rest], axis=0)
+        length = np.linalg.norm(total)
+        return rows[i] * total / length if length > 1e-6 else np.zeros(rows.shape[1])
+
+    of_part = {"directions": [middle] * PARTS, "content_directions": learned["content"].rows}
+    for name, parts in of_part.items():
+        weights = []
+        for k, rows in enumerate(parts):
+            moments = []
+            for pairs in (observed, null):
+                chosen = [(u, i, out) for u, i, out in pairs if part[u] != k and len(profiles[u]) > 1]
+                z = np.array([product(rows.astype(float), i, profiles[u] - {out}) for u, i, out in chosen])
+                moments.append((z.mean(axis=0), np.cov(z.T, bias=True)))
+            spread = np.atleast_2d(moments[0][1] + moments[1][1])
+            diagonal = np.diag(spread)
+            shrunk = spread + np.diag(0.1 * diagonal + 1e-6 * diagonal.max())
+            weights.append(np.linalg.solve(shrunk, moments[0][0] - moments[1][0]))
+
+        def discriminant(u, i, rest, parts=parts, weights=weights):
+            return product(parts[part[u]].astype(float), i, rest) @ weights[part[u]] if rest else 0.0
+
+        check(name, discriminant)
 
 
 def test_learned_content_finds_the_directions_that_matter():

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from recbole_guider.amsc import decision
 from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
 from recbole_guider.amsc.discriminant import discriminant_scores
-from recbole_guider.amsc.learned import PARTS, FoldedEmbeddings, joined_content, learn_embeddings
+from recbole_guider.amsc.learned import PARTS, FoldedEmbeddings, centred, joined_content, learn_embeddings
 from recbole_guider.amsc.profiles import (
     Candidates,
     FloatArray,
@@ -194,7 +194,8 @@ def calibrate(
                 null_parts[f"learned.{name}"] = learned[name].mean_scores(agreement, profiles, null)
         if joined is not None:
             part, by_part = learned["content"].part, learned["content"].rows
-            for name, rows in {"directions": [joined] * PARTS, "content_directions": by_part}.items():
+            middle = centred(joined, profiles.item_degree.astype(np.float64)).astype(np.float32)
+            for name, rows in {"directions": [middle] * PARTS, "content_directions": by_part}.items():
                 parts[f"learned.{name}"], null_parts[f"learned.{name}"] = discriminant_scores(
                     rows, part, profiles, observed, null, learned_rng
                 )

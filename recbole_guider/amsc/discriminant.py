@@ -1,4 +1,7 @@
-"""Which directions of a space tell observed pairs from null pairs: Fisher's discriminant, cross-fitted by users."""
+"""Which directions of a space tell observed pairs from null pairs: Fisher's discriminant, cross-fitted by users.
+
+The definition is this project's.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Content as it comes weighs every direction of the feature space alike, and co-oc
 share a user. Both gain from what the other profiles show: which items go together, and which directions of the
 content go with that. All of it is learned for one part of the users from the interactions of the other parts: a
 user's own interactions would pull all items of the profile, the noisy ones too, towards each other, and a noisy pair
-would no longer look like its null pairs.
+would no longer look like its null pairs. All definitions are this project's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profi
 from recbole_guider.amsc.similarity import Modality, mean_scores
 
 #: Users are split into this many parts; each is scored by what the other parts did.
-PARTS = 3
+PARTS = 5
 #: Dimension of the behaviour embeddings, at most an eighth of the number of items.
 RANK = 256
 #: Dimension to which the content is reduced before it is mapped to behaviour.
@@ -74,10 +74,11 @@ def learn_embeddings(
     (each user shares one unit of weight among the other items of the profile; n_i = sum over i' of N(i, i'),
     Z = sum over i of n_i^(3/4)). Where counting pairs costs too much: eigenvectors of D_i^-1/4 X^T D_u^-1 X D_i^-1/4.
 
-    ``content``: W x_i, the ridge regression of b_i on the content of all modalities, items weighted by the root of
-    their number of users: it stretches the directions of the content that profiles agree in.
+    ``content``: W_i x_i, the ridge regression of b on the content of all modalities, items weighted by the root of
+    their number of users: it stretches the directions of the content that profiles agree in. W_i is fitted without
+    item i, so that the map cannot remember what the users of i did, and the rows are centred (:func:`centred`).
 
-    ``both``: (d_i b_i + kappa W x_i) / (d_i + kappa): behaviour where it is known, content where it is not.
+    ``both``: (d_i b_i + kappa W_i x_i) / (d_i + kappa): behaviour where it is known, content where it is not.
 
     Args:
         joined: float32 [n_items, d], the content of :func:`joined_content`; None: only ``behaviour`` is returned.
@@ -101,13 +102,41 @@ def learn_embeddings(
         if content is None:
             continue
         degree = np.asarray(matrix.sum(axis=0)).ravel()[:, None]
-        weighted = content * np.sqrt(degree)
-        gram = weighted.T @ content
-        penalty = RIDGE * max(np.trace(gram) / len(gram), 1e-12)
-        mapped = content @ np.linalg.solve(gram + penalty * np.eye(len(gram)), weighted.T @ behaviour)
-        rows["content"].append(_unit_rows(mapped, profiles.n_items))
-        rows["both"].append(_unit_rows(degree * behaviour + CONTENT_PRIOR * rows["content"][-1], profiles.n_items))
+        mapped = _unit_rows(held_out_ridge(content, behaviour, np.sqrt(degree)), profiles.n_items)
+        rows["content"].append(_unit_rows(centred(mapped, degree), profiles.n_items))
+        rows["both"].append(_unit_rows(degree * behaviour + CONTENT_PRIOR * mapped, profiles.n_items))
     return {name: FoldedEmbeddings(part, parts) for name, parts in rows.items()}
+
+
+def centred(rows: FloatArray, degree: FloatArray) -> FloatArray:
+    """Rows minus their mean over the interactions (``degree`` [n_items] or [n_items, 1], the number of users).
+
+    The mean over the items is not the mean over what people choose: without this, pairs near the middle of what is
+    popular look alike.
+    """
+    weight = degree.reshape(-1, 1)
+    return rows - (weight * rows).sum(axis=0) / max(float(weight.sum()), 1.0)
+
+
+def held_out_ridge(content: FloatArray, target: FloatArray, weight: FloatArray) -> FloatArray:
+    """Weighted ridge predictions of every row by the map that was fitted without that row.
+
+    With G = X^T diag(w) X + penalty I, prediction p_i = x_i^T G^-1 X^T diag(w) Y and h_i = w_i x_i^T G^-1 x_i, the map
+    without row i predicts (p_i - h_i y_i) / (1 - h_i), exactly and without a second fit. The penalty is RIDGE times
+    the mean eigenvalue of X^T diag(w) X.
+
+    Args:
+        content: float64 [n, d], X; target: float [n, k], Y; weight: float [n, 1], w >= 0.
+
+    Returns:
+        float64 [n, k].
+    """
+    weighted = content * weight
+    gram = weighted.T @ content
+    penalty = RIDGE * max(np.trace(gram) / len(gram), 1e-12)
+    solved = np.linalg.solve(gram + penalty * np.eye(len(gram)), weighted.T)
+    own = np.einsum("ij,ji->i", content, solved)[:, None]
+    return (content @ (solved @ target) - own * target) / (1.0 - own)
 
 
 def _unit_rows(rows: FloatArray | None, n_items: int) -> NDArray[np.float32]:
