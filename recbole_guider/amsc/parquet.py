@@ -117,7 +117,7 @@ def calibrate_parquet(
     settings = CalibrationSettings() if settings is None else settings
     if settings.method == "none":
         raise GuiderError("guider.calibration.method is none: there is nothing to calibrate, set it to amsc.")
-    target = Path(out)
+    target = Path(out).absolute()  # Ray's workers run in another folder
     if target.exists():
         raise GuiderError(f"{target} exists already: name a folder that does not, or remove it.")
     if buckets is not None and buckets < 1:
@@ -283,11 +283,9 @@ class _Catalogue:
                     f"The ids of modality {name!r} must lie in 0..{n_items - 1}, since {first!r} has {n_items} rows, "
                     f"one for each item; they lie in {pc.min(of_rows)}..{pc.max(of_rows)}."
                 )
-        # Also checks that the modalities named in the settings exist.
-        empty = [Modality(name, np.zeros((0, 1), np.float32), np.zeros(0, bool)) for name in rows]
-        for name in [name for name in wanted if name not in features]:
-            modality_list(features, [name], 0)
-        check_modalities(empty, settings.behaviour)
+        # Names alone: an error of theirs does not wait for the data.
+        named = modality_list({name: np.zeros((0, 1)) for name in features}, settings.modalities, 0)
+        check_modalities(named, settings.behaviour)
         catalogue = cls(rows, ids, masks, n_items, settings)
         if n_items is not None:
             catalogue.modalities(None)  # shapes and NaN, before any work
