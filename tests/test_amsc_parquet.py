@@ -312,7 +312,7 @@ def test_a_failure_in_the_last_pass_leaves_nothing(log, features, tmp_path, monk
 
 
 def test_no_process_holds_the_log(tmp_path):
-    """400 MB of log through buckets of 8 MB: the peak memory of driver and workers, by /proc, lies far below."""
+    """500 MB of log through buckets of 8 MB: the peak memory of driver and workers, by /proc, lies far below."""
     if not Path("/proc/self/status").exists():
         pytest.skip("reads peak memory from /proc, which only Linux has")
     script = textwrap.dedent("""
@@ -322,7 +322,7 @@ def test_no_process_holds_the_log(tmp_path):
 
         folder = Path(sys.argv[1])
         rng = np.random.default_rng(0)
-        n_rows, n_users, n_items, payload, size = 800_000, 80_000, 2_000, 520, 0
+        n_rows, n_users, n_items, payload, size = 400_000, 40_000, 2_000, 1_250, 0
         (folder / "log").mkdir()
         for k in range(20):
             n = n_rows // 20
@@ -331,7 +331,7 @@ def test_no_process_holds_the_log(tmp_path):
             words = pa.FixedSizeBinaryArray.from_buffers(pa.binary(payload), n, [None, pa.py_buffer(words)])
             table = pa.table({"user": user, "item": item, "payload": words})
             size += table.nbytes
-            pq.write_table(table, folder / f"log/{k}.parquet", row_group_size=10_000, compression="none")
+            pq.write_table(table, folder / f"log/{k}.parquet", row_group_size=4_000, compression="none")
             del words, table
 
         def descendants(pid):
@@ -373,8 +373,8 @@ def test_no_process_holds_the_log(tmp_path):
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     report = json.loads(run.stdout.strip().splitlines()[-1])
-    assert report["rows"] == report["n"] == 800_000
-    assert report["log"] > 400_000_000
+    assert report["rows"] == report["n"] == 400_000
+    assert report["log"] > 500_000_000
     own = [peak for _, name, peak in report["peaks"] if name.startswith(("python", "pytest", "ray::"))]
     assert len(own) >= 2, report["peaks"]
-    assert max(own) < 0.9 * report["log"], report["peaks"]
+    assert max(own) < 0.8 * report["log"], report["peaks"]

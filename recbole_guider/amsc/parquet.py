@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import pickle
 import shutil
 import uuid
@@ -37,6 +38,8 @@ from recbole_guider.amsc.profiles import Profiles, build_profiles
 from recbole_guider.amsc.similarity import Modality, modality_list
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import CalibrationSettings
+
+logger = logging.getLogger(__name__)
 
 #: The columns that the output adds.
 ADDED = ("clean_probability", "is_clean", "score")
@@ -423,6 +426,7 @@ def _run(
     (work / "split").mkdir()
     (work / "result").mkdir()
     pieces = _split(log, catalogue, work / "split", n_buckets)
+    logger.info("split: %d interactions into %d buckets, %d items", log.n_rows, n_buckets, pieces.n_items)
     modalities = catalogue.modalities(pieces.items)
     shared = ray.put(pieces)
 
@@ -435,6 +439,7 @@ def _run(
     for part in _over(range(n_buckets), count):
         counts = counts if part is None else counts + part
 
+    logger.info("count: %d distinct pairs, %d of long enough profiles", counts.n_pairs, counts.n_judged)
     sample_of = learning_sample(counts, seed)
 
     def sample(bucket: int) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]] | None:
@@ -443,7 +448,9 @@ def _run(
         return _sampled(pieces.profiles(table), sample_of) if len(table) else None
 
     profiles = _joined([part for part in _over(range(n_buckets), sample) if part is not None], pieces.n_items)
+    logger.info("sample: %d pairs of %d users to learn from", profiles.n_pairs, profiles.n_users)
     judge = learn(counts, profiles, modalities, settings, seed).judge
+    logger.info("learn: share of noise %.3f", judge.noise_rate)
     del profiles
     learned = ray.put(judge)
     folder = str(work / "result")
@@ -454,6 +461,7 @@ def _run(
     n_true = n_false = 0
     for true, false in _over(range(n_buckets), decide):
         n_true, n_false = n_true + true, n_false + false
+    logger.info("judge: %d interactions are clean, %d are noise", n_true, n_false)
     return ParquetCalibration(work, judge.noise_rate, judge.weights, n_true, n_false)
 
 
