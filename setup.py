@@ -17,7 +17,7 @@ REQUIREMENTS = [
     "pandas>=2.0,<3",
     "scipy>=1.10,<1.13",
     "pyarrow>=12,<18",
-    "ray[tune]==2.6.3",
+    "ray[data,tune]==2.6.3",
     "setuptools<82",  # ray 2.6.3 imports pkg_resources
     "pot>=0.9.4",
     "pydantic>=2.7",

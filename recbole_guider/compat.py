@@ -77,6 +77,29 @@ def quiet_ray(recbole: ModuleType) -> None:
     warnings.filterwarnings("ignore", "pkg_resources is deprecated as an API", UserWarning)
 
 
+def ray_version_parser(ray: ModuleType) -> None:
+    """Give ray.data the module that it reads version numbers with, ``pkg_resources._vendor.packaging.version``.
+
+    Why: ray 2.6, which RecBole pins, takes ``packaging`` out of setuptools, which keeps no copy there since
+        version 71.
+    Can go when RecBole allows a ray that imports packaging itself (2.8 and later).
+    """
+    if "pkg_resources" in sys.modules and find_spec("pkg_resources._vendor") is None:
+        from packaging import version
+
+        sys.modules["pkg_resources._vendor.packaging.version"] = version
+
+
+def pandas_formatter(formats: ModuleType) -> None:
+    """Give pandas' ``ExtensionArrayFormatter``, which ray.data derives from, its name back.
+
+    Why: pandas 2.2 put an underscore in front of it.
+    Can go with :func:`ray_version_parser`.
+    """
+    if not hasattr(formats, "ExtensionArrayFormatter"):
+        formats.ExtensionArrayFormatter = formats._ExtensionArrayFormatter  # type: ignore[attr-defined]
+
+
 def numpy_aliases(recbole: ModuleType) -> None:
     """Give numpy back the names that RecBole uses: ``np.float`` and the like, ``np.float_`` and the like.
 
@@ -316,8 +339,10 @@ class _Overlay(ModuleType):
         return getattr(self._module, name)
 
 
-#: RecBole's modules, and what each needs once it is there.
+#: RecBole's modules (and ray, which it pins), and what each needs once it is there.
 _SHIMS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
+    "ray": (ray_version_parser,),
+    "pandas.io.formats.format": (pandas_formatter,),
     "recbole": (quiet_ray, numpy_aliases, scipy_dok_update),
     "recbole.data.dataset.dataset": (pandas_reading, pandas_loading),
     "recbole.trainer.trainer": (torch_load_of_trainers, torch_amp),

@@ -9,7 +9,7 @@ import pytest
 
 from recbole_guider.amsc import Calibration, calibrate, decision
 from recbole_guider.amsc.behaviour import CoOccurrence
-from recbole_guider.amsc.calibrate import NULL_DRAWS, adaptive_weights
+from recbole_guider.amsc.judge import NULL_DRAWS, adaptive_weights
 from recbole_guider.amsc.learned import PARTS, RIDGE, held_out_ridge, joined_content, learn_embeddings
 from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
 from recbole_guider.amsc.similarity import confidence, normalise_modality
@@ -409,7 +409,7 @@ def test_learned_embeddings_know_nothing_of_their_own_users():
     joined = joined_content(modalities, np.random.default_rng(0))
     profiles = build_profiles(users, items, n_users, n_items)
     learned = learn_embeddings(profiles, joined, np.random.default_rng(0))
-    part = learned["behaviour"].part
+    part = learned["behaviour"].parts(np.arange(n_users))
     for k in range(PARTS):
         # Shuffle what the users of part k did: their embeddings must stay as they were.
         mine = part[users] == k
@@ -439,7 +439,7 @@ def test_learned_scores_equal_a_double_loop():
     rng = np.random.default_rng([4, 2])  # the third of the generators of calibrate
     joined = joined_content(modalities, rng)
     learned = learn_embeddings(build_profiles(users, items, n_users, n_items), joined, rng)
-    part = learned["content"].part
+    part = learned["content"].parts(np.arange(n_users))
     profiles = {u: set(items[users == u].tolist()) for u in range(n_users)}
     degree = np.bincount(items, minlength=n_items)
     root = np.sqrt(result.confidence.astype(float))

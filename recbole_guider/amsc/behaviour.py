@@ -17,9 +17,9 @@ EXACT_BUDGET = 2_000_000_000
 _BLOCK_ELEMENTS = 4_194_304
 
 
-def counts_are_affordable(profiles: Profiles) -> bool:
+def counts_are_affordable(square_sum: int) -> bool:
     """Whether sum |I_u|^2, the cost of counting co-occurrence, lies within the budget."""
-    return float(np.sum(profiles.size.astype(np.float64) ** 2)) <= COUNT_BUDGET
+    return square_sum <= COUNT_BUDGET
 
 
 class CoOccurrence:
@@ -33,11 +33,11 @@ class CoOccurrence:
     not in the profile, so u adds nothing to its counts.
 
     Args:
+        profiles: of all users; what is scored later may be the profiles of some of them.
         weight: float [n_items], the confidence c_i; similarities come out multiplied by sqrt(c_i c_i').
     """
 
     def __init__(self, profiles: Profiles, weight: FloatArray) -> None:
-        self.profiles = profiles
         self.counts = sp.csr_matrix(profiles.matrix.T @ profiles.matrix)
         self.counts.sort_indices()
         self.degree = profiles.item_degree.astype(np.float64)
@@ -68,16 +68,16 @@ class CoOccurrence:
         counts = self._count(rows, columns) - own[:, None]
         return counts * self._factor(items, own)[:, None] * self._factor(profile, True)
 
-    def mean_scores(self, candidates: Candidates) -> FloatArray:
+    def mean_scores(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
         """Mean of sqrt(c_i c_i') S_b(i, i') over the profile without the left-out item; float64 [n].
 
         One sparse product for each block of users gives the scores of all items at once; what the user and the
         left-out item added to them is taken off again.
 
         Args:
+            profiles: of the users of the candidates.
             candidates: sorted by user.
         """
-        profiles = self.profiles
         right = self._factor(np.arange(profiles.n_items), True)
         profile_weights = sp.csr_matrix(profiles.matrix @ sp.diags(right))
         own_sum = np.asarray(profile_weights.sum(axis=1)).ravel()

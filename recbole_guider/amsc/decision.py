@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 
+from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.profiles import FloatArray, IntArray
 
 #: Parts of the users for cross-fitting.
@@ -28,7 +28,7 @@ class CrossFitted:
 
     Args:
         observed: float [n, k]; null: float [m, k].
-        users: int [n]; null_users: int [m].
+        users: int [n]; null_users: int [m], keys of users (see ``Profiles``).
         monotone: [k], 1 where f/f0 must not fall as the column rises, 0 where it may do anything.
         rng: chooses the parts.
     """
@@ -43,12 +43,11 @@ class CrossFitted:
         rng: np.random.Generator,
     ) -> None:
         seed = int(rng.integers(2**31 - 1))
-        known = np.unique(users)
-        self.part = np.zeros(int(known.max(initial=0)) + 1, dtype=np.int64)
-        self.part[rng.permutation(known)] = np.arange(len(known)) % FOLDS
+        self.parts = Parts(int(rng.integers(2**63)), FOLDS)
+        part, null_part = self.parts(users), self.parts(null_users)
         self.models: list[_Model | None] = []
         for k in range(FOLDS):
-            chosen, null_chosen = observed[self.part[users] != k], null[self.part[null_users] != k]
+            chosen, null_chosen = observed[part != k], null[null_part != k]
             n, m = len(chosen), len(null_chosen)
             if min(n, m) < _LEAST_ROWS:
                 self.models.append(None)
@@ -58,8 +57,9 @@ class CrossFitted:
     def ratio(self, rows: FloatArray, users: IntArray) -> FloatArray:
         """f/f0 of rows [n, k] of these users; float64 [n], 1 (no evidence) where there was too little to learn from."""
         result = np.ones(len(rows))
+        part = self.parts(users)
         for k, model in enumerate(self.models):
-            chosen = self.part[users] == k
+            chosen = part == k
             if model is not None and chosen.any():
                 result[chosen] = model.ratio(rows[chosen])
         return result
@@ -117,32 +117,48 @@ def storey_noise_rate(score: FloatArray, null: FloatArray) -> float:
     return float(min(1.0, below / half))
 
 
-def quantile_probability(score: FloatArray, noise_rate: float) -> FloatArray:
+def quantile_probability(score: FloatArray, reference: FloatArray, noise_rate: float) -> FloatArray:
     """Mid-rank of the score, bent so that the ``noise_rate`` quantile lies at 1/2.
 
-    With r the mid-rank in (0, 1): r / (2 noise_rate) below the quantile, 1 - (1 - r) / (2 (1 - noise_rate)) above.
+    With r the mid-rank in (0, 1) among the ``reference`` scores: r / (2 noise_rate) below the quantile,
+    1 - (1 - r) / (2 (1 - noise_rate)) above.
     """
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - 0.5 * counts)[inverse.reshape(-1)] / max(len(score), 1)
+    ordered = np.sort(reference)
+    both_sides = np.searchsorted(ordered, score, side="left") + np.searchsorted(ordered, score, side="right")
+    rank = both_sides / (2 * max(len(ordered), 1))
     below = rank / (2 * max(noise_rate, 1e-12))
     above = 1 - (1 - rank) / (2 * max(1 - noise_rate, 1e-12))
     return np.where(rank < noise_rate, below, above)
 
 
-def zscore_probability(
-    score: FloatArray, size: IntArray, null: FloatArray, null_size: IntArray, noise_rate: float
-) -> FloatArray:
+class ZScore:
     """Phi(z - z0): z = (s - mean) / spread of the null scores of profiles of about the same size.
 
-    z0 is the ``noise_rate`` quantile of z, so that this share lies below 1/2.
+    z0 is the ``noise_rate`` quantile of z among the reference, so that this share lies below 1/2.
+
+    Args:
+        reference, reference_size: scores and profile sizes of observed pairs.
+        null, null_size: the same of null pairs.
     """
-    if not len(null):
-        return np.ones(len(score))
-    edges = np.unique(np.quantile(null_size, np.linspace(0, 1, ZSCORE_BINS + 1)[1:-1]))
-    bins, null_bins = np.searchsorted(edges, size), np.searchsorted(edges, null_size)
-    z: NDArray[np.float64] = np.zeros(len(score))
-    for k in np.unique(bins):
-        reference = null[null_bins == k] if np.any(null_bins == k) else null
-        spread = reference.std()
-        z[bins == k] = (score[bins == k] - reference.mean()) / (spread if spread > 1e-12 else 1.0)
-    return norm.cdf(z - np.quantile(z, noise_rate))
+
+    def __init__(
+        self, reference: FloatArray, reference_size: IntArray, null: FloatArray, null_size: IntArray, noise_rate: float
+    ) -> None:
+        self.null_is_empty = not len(null)
+        if self.null_is_empty:
+            return
+        self.edges = np.unique(np.quantile(null_size, np.linspace(0, 1, ZSCORE_BINS + 1)[1:-1]))
+        null_bins = np.searchsorted(self.edges, null_size)
+        groups = [null[null_bins == k] for k in range(len(self.edges) + 1)]
+        self.mean = np.array([(group if len(group) else null).mean() for group in groups])
+        spread = np.array([(group if len(group) else null).std() for group in groups])
+        self.spread = np.where(spread > 1e-12, spread, 1.0)
+        self.shift = float(np.quantile(self._z(reference, reference_size), noise_rate))
+
+    def _z(self, score: FloatArray, size: IntArray) -> FloatArray:
+        bins = np.searchsorted(self.edges, size)
+        return (score - self.mean[bins]) / self.spread[bins]
+
+    def probability(self, score: FloatArray, size: IntArray) -> FloatArray:
+        """float64 [n] of scores and profile sizes [n]."""
+        return np.ones(len(score)) if self.null_is_empty else norm.cdf(self._z(score, size) - self.shift)

@@ -6,11 +6,13 @@ The definition is this project's.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.draws import Parts
+from recbole_guider.amsc.profiles import Candidates, FloatArray, Profiles
 
 #: Share of each direction's own spread that is added to it, against chance.
 SHRINKAGE = 0.1
@@ -40,15 +42,47 @@ def products(
         yield block, (rest * wide[candidates.items[block]]).astype(np.float32)
 
 
-def discriminant_scores(
+@dataclass(frozen=True)
+class Discriminant:
+    """sum over k of w_k v_ik r_uk, with the weights that separate observed from null pairs of other users best.
+
+    Attributes:
+        parts: which part a user lies in.
+        rows: for every part of the users float32 [n_items, d], the item rows that they are scored with.
+        weights: for every part float64 [d], learned outside it; None where nothing could be learned.
+    """
+
+    parts: Parts
+    rows: list[NDArray[np.float32]]
+    weights: list[FloatArray | None]
+
+    def scores(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
+        """float64 [len(candidates)], 0 where the rest of the profile is empty.
+
+        Args:
+            candidates: sorted by user.
+        """
+        result = np.zeros(len(candidates))
+        part = self.parts(profiles.keys)[candidates.users]
+        for k, (rows, weights) in enumerate(zip(self.rows, self.weights, strict=True)):
+            if weights is None:
+                continue
+            chosen = np.flatnonzero((part == k) & (profiles.size[candidates.users] > 1))
+            for block, product in products(rows, profiles, candidates.take(chosen)):
+                # Row by row: a matrix product may round a row by what lies beside it in the block.
+                result[chosen[block]] = np.einsum("ij,j->i", product, weights)
+        return result
+
+
+def learn_discriminant(
     rows_of_part: list[NDArray[np.float32]],
-    part: IntArray,
+    parts: Parts,
     profiles: Profiles,
     observed: Candidates,
     null: Candidates,
     rng: np.random.Generator,
-) -> tuple[FloatArray, FloatArray]:
-    """sum over k of w_k v_ik r_uk, with the weights that separate observed from null pairs of other users best.
+) -> Discriminant:
+    """The weights of :class:`Discriminant`, for every part of the users from the others.
 
         w = (S + S0 + shrinkage diag(S + S0))^-1 (m - m0)
 
@@ -57,13 +91,12 @@ def discriminant_scores(
 
     Args:
         rows_of_part: for every part of the users float32 [n_items, d], the item rows that they are scored with.
-        part: int [n_users].
+        parts: which part a user lies in.
         observed, null: sorted by user.
-
-    Returns:
-        float64 [len(observed)], float64 [len(null)].
+        rng: chooses the pairs that are learned from, where there are many.
     """
-    scores, null_scores = np.zeros(len(observed)), np.zeros(len(null))
+    part = parts(profiles.keys)
+    weights: list[FloatArray | None] = []
     for k, rows in enumerate(rows_of_part):
         moments = []
         for candidates in (observed, null):
@@ -75,14 +108,11 @@ def discriminant_scores(
         spread = covariance + null_covariance
         diagonal = np.diag(spread)
         if diagonal.max() <= 0:
+            weights.append(None)
             continue
         penalty = SHRINKAGE * diagonal + 1e-6 * diagonal.max()
-        weights = np.linalg.solve(spread + np.diag(penalty), mean - null_mean)
-        for candidates, target in ((observed, scores), (null, null_scores)):
-            chosen = np.flatnonzero((part[candidates.users] == k) & (profiles.size[candidates.users] > 1))
-            for block, product in products(rows, profiles, candidates.take(chosen)):
-                target[chosen[block]] = product @ weights
-    return scores, null_scores
+        weights.append(np.linalg.solve(spread + np.diag(penalty), mean - null_mean))
+    return Discriminant(parts, rows_of_part, weights)
 
 
 def _moments(rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates) -> tuple[FloatArray, FloatArray]:

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from recbole_guider.amsc.behaviour import counts_are_affordable
+from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
 from recbole_guider.amsc.similarity import Modality, mean_scores
 
@@ -41,23 +42,23 @@ class FoldedEmbeddings:
     """Item embeddings from interactions, a set for each part of the users, made without that part.
 
     Attributes:
-        part: int64 [n_users], the part of every user.
+        parts: which part a user lies in.
         rows: one float32 [n_items, d] for each part, of unit length or 0.
     """
 
-    part: IntArray
+    parts: Parts
     rows: list[NDArray[np.float32]]
 
-    def split(self, candidates: Candidates) -> Iterator[tuple[IntArray, NDArray[np.float32]]]:
+    def split(self, profiles: Profiles, candidates: Candidates) -> Iterator[tuple[IntArray, NDArray[np.float32]]]:
         """(positions in the candidates, the embeddings they are scored with), part by part."""
-        part = self.part[candidates.users]
+        part = self.parts(profiles.keys)[candidates.users]
         for k, rows in enumerate(self.rows):
             yield np.flatnonzero(part == k), rows
 
     def mean_scores(self, weight: FloatArray, profiles: Profiles, candidates: Candidates) -> FloatArray:
         """Leave-one-out mean cosine, as :func:`recbole_guider.amsc.similarity.mean_scores`."""
         result = np.zeros(len(candidates))
-        for at, rows in self.split(candidates):
+        for at, rows in self.split(profiles, candidates):
             result[at] = mean_scores(rows, weight, profiles, candidates.take(at))
         return result
 
@@ -87,12 +88,13 @@ def learn_embeddings(
     Returns:
         name -> :class:`FoldedEmbeddings`, rows of unit length.
     """
-    part = rng.permutation(profiles.n_users) % PARTS
+    parts = Parts(int(rng.integers(2**63)), PARTS)
+    part = parts(profiles.keys)
     content = None if joined is None else _half_whitened(joined)
     rows: dict[str, list[NDArray[np.float32]]] = {"behaviour": []}
     if content is not None:
         rows |= {"content": [], "both": []}
-    pmi = counts_are_affordable(profiles)
+    pmi = counts_are_affordable(profiles.square_sum)
     for k in range(PARTS):
         users = np.flatnonzero((part != k) & (profiles.size > 1))
         matrix = sp.csr_matrix(profiles.matrix[users])
@@ -105,7 +107,7 @@ def learn_embeddings(
         mapped = _unit_rows(held_out_ridge(content, behaviour, np.sqrt(degree)), profiles.n_items)
         rows["content"].append(_unit_rows(centred(mapped, degree), profiles.n_items))
         rows["both"].append(_unit_rows(degree * behaviour + CONTENT_PRIOR * mapped, profiles.n_items))
-    return {name: FoldedEmbeddings(part, parts) for name, parts in rows.items()}
+    return {name: FoldedEmbeddings(parts, of_part) for name, of_part in rows.items()}
 
 
 def centred(rows: FloatArray, degree: FloatArray) -> FloatArray:

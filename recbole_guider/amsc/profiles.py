@@ -27,6 +27,8 @@ class Profiles:
         inverse: int64 [nnz], the row of ``users``/``items`` that each input pair became.
         indptr: int64 [n_users + 1]; the profile of u is ``items[indptr[u]:indptr[u + 1]]``.
         n_users, n_items: sizes of the id ranges.
+        keys: int64 [n_users], what random choices about each user depend on: its id in the whole log, also where
+            these profiles hold only some of the users.
     """
 
     users: IntArray
@@ -35,6 +37,7 @@ class Profiles:
     indptr: IntArray
     n_users: int
     n_items: int
+    keys: IntArray
 
     @property
     def n_pairs(self) -> int:
@@ -47,6 +50,11 @@ class Profiles:
         return np.diff(self.indptr)
 
     @cached_property
+    def square_sum(self) -> int:
+        """The sum of the squared profile sizes."""
+        return int(np.sum(self.size**2))
+
+    @cached_property
     def item_degree(self) -> IntArray:
         """int64 [n_items]: the number of users of each item."""
         return np.bincount(self.items, minlength=self.n_items)
@@ -57,14 +65,27 @@ class Profiles:
         return sp.csr_matrix((np.ones(self.n_pairs), self.items, self.indptr), shape=(self.n_users, self.n_items))
 
     @cached_property
-    def _keys(self) -> IntArray:
+    def _codes(self) -> IntArray:
         return self.users * self.n_items + self.items
+
+    def rows_of(self, users: IntArray, items: IntArray) -> IntArray:
+        """The rows of observed pairs (users[k], items[k])."""
+        return np.searchsorted(self._codes, users * self.n_items + items)
 
     def contains(self, users: IntArray, items: IntArray) -> NDArray[np.bool_]:
         """Which of the pairs (users[k], items[k]) are observed; bool, shape of the input."""
-        keys = users * self.n_items + items
-        position = np.minimum(np.searchsorted(self._keys, keys), self.n_pairs - 1)
-        return self._keys[position] == keys
+        codes = users * self.n_items + items
+        position = np.minimum(np.searchsorted(self._codes, codes), self.n_pairs - 1)
+        return self._codes[position] == codes
+
+    def of_users(self, chosen: IntArray) -> Profiles:
+        """The profiles of some users (ascending), who get the ids 0, 1, ...; ``inverse`` leads from pair to pair."""
+        size = self.size[chosen]
+        indptr = np.concatenate([[0], np.cumsum(size)])
+        rows = np.repeat(self.indptr[chosen] - indptr[:-1], size) + np.arange(indptr[-1])
+        users = np.repeat(np.arange(len(chosen)), size)
+        inverse = np.arange(len(rows))
+        return Profiles(users, self.items[rows], inverse, indptr, len(chosen), self.n_items, self.keys[chosen])
 
 
 def _ids(values: ArrayLike, name: str, limit: int) -> IntArray:
@@ -79,12 +100,15 @@ def _ids(values: ArrayLike, name: str, limit: int) -> IntArray:
     return array.astype(np.int64)
 
 
-def build_profiles(users: ArrayLike, items: ArrayLike, n_users: int, n_items: int) -> Profiles:
+def build_profiles(
+    users: ArrayLike, items: ArrayLike, n_users: int, n_items: int, keys: IntArray | None = None
+) -> Profiles:
     """Sort the pairs and drop repeated ones.
 
     Args:
         users, items: integer ids [nnz], from 0; a pair may occur more than once.
         n_users, n_items: sizes of the id ranges.
+        keys: int64 [n_users], see :class:`Profiles`; None: the ids themselves.
 
     Raises:
         GuiderError: ids that are out of range or no integers, lengths that differ, no pair at all.
@@ -94,10 +118,11 @@ def build_profiles(users: ArrayLike, items: ArrayLike, n_users: int, n_items: in
         raise GuiderError(f"users and items must be equally long, not {len(user_ids)} and {len(item_ids)}.")
     if not len(user_ids):
         raise GuiderError("There is no interaction to calibrate: users and items are empty.")
-    keys, inverse = np.unique(user_ids * n_items + item_ids, return_inverse=True)
-    distinct_users = keys // n_items
+    pairs, inverse = np.unique(user_ids * n_items + item_ids, return_inverse=True)
+    distinct_users = pairs // n_items
     indptr = np.concatenate([[0], np.cumsum(np.bincount(distinct_users, minlength=n_users))])
-    return Profiles(distinct_users, keys % n_items, inverse.reshape(-1), indptr, n_users, n_items)
+    keys = np.arange(n_users) if keys is None else keys
+    return Profiles(distinct_users, pairs % n_items, inverse.reshape(-1), indptr, n_users, n_items, keys)
 
 
 @dataclass(frozen=True)
@@ -116,13 +141,23 @@ class NullPairs:
     items: IntArray
 
 
-def draw_null_pairs(profiles: Profiles, pairs: IntArray, *, by_popularity: bool, rng: np.random.Generator) -> NullPairs:
+def draw_null_pairs(
+    profiles: Profiles,
+    pairs: IntArray,
+    *,
+    by_popularity: bool,
+    rng: np.random.Generator,
+    item_degree: IntArray | None = None,
+) -> NullPairs:
     """For every row of ``pairs`` draw an item that its user does not have.
 
     Items are drawn by their number of users, or uniformly from the items that occur at all. A user who has
     every item gets no null pair.
+
+    Args:
+        item_degree: int64 [n_items], the number of users of each item; None: counted in ``profiles``.
     """
-    weight = profiles.item_degree.astype(np.float64)
+    weight = (profiles.item_degree if item_degree is None else item_degree).astype(np.float64)
     if not by_popularity:
         weight = (weight > 0).astype(np.float64)
     cumulative = np.cumsum(weight / weight.sum())

@@ -17,8 +17,9 @@ from recbole_guider.errors import GuiderError
 SNAP = 1e-9
 # Elements of the largest temporary array of a block: 32 MiB of float64.
 _BLOCK_ELEMENTS = 4_194_304
-# Columns that are promoted to float64 at a time.
+# Columns that are promoted to float64 at a time, and elements of that copy: 256 MiB, whatever the catalogue's size.
 _COLUMNS = 256
+_COLUMN_ELEMENTS = 33_554_432
 # Profiles up to this size are compared through gathered rows, longer ones by one matrix product per user.
 _SMALL_PROFILE = 16
 
@@ -177,8 +178,9 @@ def mean_scores(
     total = np.zeros(len(candidates))
     matrix = profiles.matrix
     root = np.sqrt(np.asarray(weight, dtype=np.float64))[:, None]
-    for first in range(0, rows.shape[1], _COLUMNS):
-        v = rows[:, first : first + _COLUMNS] * root
+    columns = min(_COLUMNS, max(_COLUMN_ELEMENTS // len(rows), 1))
+    for first in range(0, rows.shape[1], columns):
+        v = rows[:, first : first + columns] * root
         step = max(_BLOCK_ELEMENTS // v.shape[1], 1)
         for start in range(0, len(candidates), step):
             block = slice(start, start + step)
