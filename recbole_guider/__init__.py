@@ -7,6 +7,8 @@ from typing import Any
 from recbole_guider import compat
 
 __version__ = "0.1.0"
+#: What a run trains, and on which data, when nothing is said.
+DEFAULT_MODEL, DEFAULT_DATASET = "GUIDER_FREEDOM", "ml-100k"
 __all__ = [
     "__version__",
     "list_models",

@@ -12,14 +12,12 @@ from typing import Any
 from recbole.utils import init_logger, init_seed, set_color
 from tabulate import tabulate
 
+from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
 from recbole_guider.checkpoint import load
 from recbole_guider.config import GuiderConfig, read_yaml
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.errors import GuiderError
 from recbole_guider.trainer import trainer_class
-
-DEFAULT_MODEL = "GUIDER_FREEDOM"
-DEFAULT_DATASET = "ml-100k"
 
 
 def run_recbole_guider(

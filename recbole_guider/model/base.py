@@ -8,13 +8,15 @@ those two matrices and never on the score matrix.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 
 class SeededGenerators(nn.Module):
@@ -45,11 +47,27 @@ class SeededGenerators(nn.Module):
             self.generator(name, seed=0).set_state(value.cpu())
 
 
+class Encoding(NamedTuple):
+    """What a factorised model computes once for a batch: its two matrices, and whatever else its loss needs.
+
+    Attributes:
+        users: user matrix ``[n_users, d]``, float32, with gradients.
+        items: item matrix ``[n_items, d]``.
+        parts: further tensors by name, such as the views of single modalities.
+    """
+
+    users: Tensor
+    items: Tensor
+    parts: Mapping[str, Tensor] = {}
+
+
 class FactorisedRecommender(SeededGenerators, GeneralRecommender):
     """Base of the models whose scores are ``U V^T``.
 
-    A subclass gives :meth:`embeddings` and :meth:`loss`; scoring, the cache for evaluation and RecBole's interface
-    follow from them. Row 0 of both matrices is RecBole's ``[PAD]``.
+    A subclass gives :meth:`encode`, and of :meth:`ranking_loss`, :meth:`auxiliary_loss` and :meth:`regulariser` what it
+    has; scoring, the cache for evaluation and RecBole's interface follow from them. The three losses stand apart
+    because a denoised model may replace the first and keeps the other two. Row 0 of both matrices is RecBole's
+    ``[PAD]``.
     """
 
     input_type = InputType.PAIRWISE
@@ -58,24 +76,40 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
         super().__init__(config, dataset)
         self._evaluation_embeddings: tuple[Tensor, Tensor] | None = None
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """User matrix ``[n_users, d]`` and item matrix ``[n_items, d]``, float32, with gradients.
+    def encode(self) -> Encoding:
+        """The two matrices with gradients, and what else the loss needs.
 
         In training mode a model may use its randomised training graph, in evaluation mode the full one.
         """
         raise NotImplementedError
 
-    def loss(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
-        """The model's own loss for a batch, given the two matrices of :meth:`embeddings`; scalar."""
-        raise NotImplementedError
+    def ranking_loss(self, encoding: Encoding, interaction: Interaction) -> Tensor:
+        """How observed items are ranked above sampled ones; scalar. By default BPR, ``- mean log sig(y_ui - y_uj)``."""
+        user = encoding.users[interaction[self.USER_ID]]
+        positive = (user * encoding.items[interaction[self.ITEM_ID]]).sum(dim=1)
+        negative = (user * encoding.items[interaction[self.NEG_ITEM_ID]]).sum(dim=1)
+        return -logsigmoid(positive - negative).mean()
 
-    def regulariser(self, interaction: Interaction) -> Tensor | float:
-        """What is added to a loss that replaces the model's own ranking loss (weighted, scalar)."""
+    def auxiliary_loss(self, encoding: Encoding, interaction: Interaction) -> Tensor | float:
+        """What a model learns beside the ranking (content terms, contrastive terms), weighted; scalar."""
         return 0.0
 
-    def content_loss(self, users: Tensor, interaction: Interaction) -> Tensor | float:
-        """The part of the model's own loss that reads item content; kept when its ranking loss is replaced."""
+    def regulariser(self, encoding: Encoding, interaction: Interaction) -> Tensor | float:
+        """What keeps parameters small, weighted; scalar. The batch may lack sampled items."""
         return 0.0
+
+    def loss(self, encoding: Encoding, interaction: Interaction) -> Tensor:
+        """The model's own loss for a batch: the sum of its three parts; scalar."""
+        return (
+            self.ranking_loss(encoding, interaction)
+            + self.auxiliary_loss(encoding, interaction)
+            + self.regulariser(encoding, interaction)
+        )
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """User matrix ``[n_users, d]`` and item matrix ``[n_items, d]`` of :meth:`encode`."""
+        encoding = self.encode()
+        return encoding.users, encoding.items
 
     def train(self, mode: bool = True) -> FactorisedRecommender:
         # RecBole calls train() before each epoch and eval() before each evaluation: parameters may have changed
@@ -91,7 +125,7 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
         return self._evaluation_embeddings
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        return self.loss(*self.embeddings(), interaction)
+        return self.loss(self.encode(), interaction)
 
     def predict(self, interaction: Interaction) -> Tensor:
         users, items = self.evaluation_embeddings()
@@ -102,30 +136,29 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
         return (users[interaction[self.USER_ID]] @ items.T).view(-1)
 
 
-def factorised_embeddings(model: nn.Module) -> tuple[Tensor, Tensor] | None:
+def factorised_encoding(model: nn.Module) -> Encoding | None:
     """The user and item matrices of any recommender, or None where its scores do not factorise.
 
-    Understood are this package's models (``embeddings()``), RecBole's graph models (``forward()`` without arguments
+    Understood are this package's models (``encode()``), RecBole's graph models (``forward()`` without arguments
     that returns the user and the item matrix) and matrix factorisation (RecBole's BPR).
 
     Args:
         model: a RecBole general recommender.
 
     Returns:
-        ``(U [n_users, d], V [n_items, d])`` with gradients, or None.
+        ``U [n_users, d]`` and ``V [n_items, d]`` with gradients, or None.
     """
     if isinstance(model, FactorisedRecommender):
-        return model.embeddings()
+        return model.encode()
     if type(model).__name__ == "BPR":
-        return model.user_embedding.weight, model.item_embedding.weight
+        return Encoding(model.user_embedding.weight, model.item_embedding.weight)
     if scores_factorise(model):
-        users, items = model.forward()
-        return users, items
+        return Encoding(*model.forward())
     return None
 
 
 def scores_factorise(model: nn.Module) -> bool:
-    """Whether :func:`factorised_embeddings` has an answer for ``model``, decided without running it."""
+    """Whether :func:`factorised_encoding` has an answer for ``model``, decided without running it."""
     if isinstance(model, FactorisedRecommender) or type(model).__name__ == "BPR":
         return True
     # RecBole's LightGCN, NGCF, DGCF, ...: forward() takes nothing and full_sort_predict multiplies two matrices.

@@ -9,7 +9,7 @@ from recbole.model.general_recommender.lightgcn import LightGCN
 from torch import Tensor
 
 from recbole_guider.graph import SparseOperator, bipartite_adjacency, propagate_mean
-from recbole_guider.model.base import FactorisedRecommender
+from recbole_guider.model.base import Encoding, FactorisedRecommender
 
 
 class FastLightGCN(FactorisedRecommender, LightGCN):
@@ -37,16 +37,16 @@ class FastLightGCN(FactorisedRecommender, LightGCN):
         nodes = propagate_mean(self.norm_adj_matrix, self.get_ego_embeddings(), self.n_layers)
         return nodes[: self.n_users], nodes[self.n_users :]
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        return self.forward()
+    def encode(self) -> Encoding:
+        return Encoding(*self.forward())
 
-    def loss(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
+    def ranking_loss(self, encoding: Encoding, interaction: Interaction) -> Tensor:
         user, item, negative = (interaction[field] for field in (self.USER_ID, self.ITEM_ID, self.NEG_ITEM_ID))
-        positive_score = (users[user] * items[item]).sum(dim=1)
-        negative_score = (users[user] * items[negative]).sum(dim=1)
-        return self.mf_loss(positive_score, negative_score) + self.regulariser(interaction)
+        positive_score = (encoding.users[user] * encoding.items[item]).sum(dim=1)
+        negative_score = (encoding.users[user] * encoding.items[negative]).sum(dim=1)
+        return self.mf_loss(positive_score, negative_score)
 
-    def regulariser(self, interaction: Interaction) -> Tensor:
+    def regulariser(self, encoding: Encoding, interaction: Interaction) -> Tensor:
         fields = [self.user_embedding(interaction[self.USER_ID]), self.item_embedding(interaction[self.ITEM_ID])]
         if self.NEG_ITEM_ID in interaction:
             fields.append(self.item_embedding(interaction[self.NEG_ITEM_ID]))

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from recbole_guider.data.features import require_content
 from recbole_guider.errors import GuiderError
 from recbole_guider.graph import BipartiteGraph, SparseOperator, combine, knn_graph, propagate_mean
-from recbole_guider.model.base import FactorisedRecommender
+from recbole_guider.model.base import Encoding, FactorisedRecommender
 
 
 class FREEDOM(FactorisedRecommender):
@@ -96,25 +96,19 @@ class FREEDOM(FactorisedRecommender):
                 self._training_graph = kept.to(self.device)
         return self._training_graph
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
+    def encode(self) -> Encoding:
         content = self.item_embedding.weight
         for _ in range(self.n_item_layers):
             content = self.item_graph @ content
         nodes = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
         nodes = propagate_mean(self.training_graph() if self.training else self.graph, nodes, self.n_layers)
-        return nodes[: self.n_users], nodes[self.n_users :] + content
+        return Encoding(nodes[: self.n_users], nodes[self.n_users :] + content)
 
-    def loss(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
-        user = users[interaction[self.USER_ID]]
-        positive = (user * items[interaction[self.ITEM_ID]]).sum(dim=1)
-        negative = (user * items[interaction[self.NEG_ITEM_ID]]).sum(dim=1)
-        return -logsigmoid(positive - negative).mean() + self.content_loss(users, interaction)
-
-    def content_loss(self, users: Tensor, interaction: Interaction) -> Tensor | float:
+    def auxiliary_loss(self, encoding: Encoding, interaction: Interaction) -> Tensor | float:
         total: Tensor | float = 0.0
         if not self.reg_weight:
             return total
-        user = users[interaction[self.USER_ID]]
+        user = encoding.users[interaction[self.USER_ID]]
         item, other = interaction[self.ITEM_ID], interaction[self.NEG_ITEM_ID]
         for name, projection in self.projections.items():
             values, present = getattr(self, f"features_{name}"), getattr(self, f"present_{name}")

@@ -22,7 +22,7 @@ from recbole_guider.distill import (
 )
 from recbole_guider.errors import GuiderError
 from recbole_guider.losses import dbpr_loss, soft_negative
-from recbole_guider.model.base import FactorisedRecommender, factorised_embeddings, scores_factorise
+from recbole_guider.model.base import Encoding, FactorisedRecommender, factorised_encoding, scores_factorise
 from recbole_guider.model.fast_lightgcn import FastLightGCN
 from recbole_guider.settings import DBPRSettings, GuiderSettings
 
@@ -123,50 +123,45 @@ class Guider(FactorisedRecommender):
     def teacher_loss(self, interaction: Interaction) -> Tensor:
         """DBPR of the teacher on a batch of calibrated interactions, with the teacher's own regulariser; scalar."""
         assert self.teacher is not None
-        users, items = _matrices(self.teacher)
-        loss = self._dbpr(users, items, interaction)
+        encoding = _encode(self.teacher)
+        loss = self._dbpr(encoding, interaction)
         if isinstance(self.teacher, FactorisedRecommender):
-            loss = loss + self.teacher.regulariser(interaction)
+            loss = loss + self.teacher.regulariser(encoding, interaction)
         loss = loss.sum()
         self.last_losses["teacher"] = loss.item()
         return loss
 
     def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
         """The student's losses on a batch: its ranking loss, and the weighted distillation loss."""
-        if self.student_factorises:
-            users, items = _matrices(self.student)
-            own = self._student_loss(users, items, interaction)
-        else:
-            users = items = None
-            losses = self.student.calculate_loss(interaction)
-            own = sum(losses) if isinstance(losses, tuple) else losses
-        own = own.sum()
+        encoding = _encode(self.student) if self.student_factorises else None
+        own = self._student_loss(encoding, interaction).sum()
         interval = self.settings.distillation.interval
         due, self._batch = self._batch % interval == 0, self._batch + 1
         if self._teacher_matrices is None or not due:
             distilled = torch.zeros_like(own)
         else:
-            distilled = self._distillation(users, items, interaction)
-            own_weight, weight = self._balance(own, distilled, users, items)
+            distilled = self._distillation(encoding, interaction)
+            own_weight, weight = self._balance(own, distilled, encoding)
             own, distilled = own_weight * own, weight * distilled
             self.last_losses["distillation"] = distilled.item()
         self.last_losses["student"] = own.item()
         return own, distilled
 
-    def _student_loss(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
+    def _student_loss(self, encoding: Encoding | None, interaction: Interaction) -> Tensor:
         student = self.student
-        if self.settings.student_loss == "dbpr":
-            loss = self._dbpr(users, items, interaction)
+        if encoding is not None and self.settings.student_loss == "dbpr":
+            loss = self._dbpr(encoding, interaction)
             if isinstance(student, FactorisedRecommender):
-                loss = loss + student.regulariser(interaction) + student.content_loss(users, interaction)
+                loss = loss + student.auxiliary_loss(encoding, interaction) + student.regulariser(encoding, interaction)
             return loss
-        if isinstance(student, FactorisedRecommender):
-            return student.loss(users, items, interaction)
+        if encoding is not None and isinstance(student, FactorisedRecommender):
+            return student.loss(encoding, interaction)
         losses = student.calculate_loss(interaction)
         return sum(losses) if isinstance(losses, tuple) else losses
 
-    def _dbpr(self, users: Tensor, items: Tensor, interaction: Interaction) -> Tensor:
+    def _dbpr(self, encoding: Encoding, interaction: Interaction) -> Tensor:
         settings: DBPRSettings = self.settings.dbpr
+        users, items = encoding.users, encoding.items
         user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
         clean = interaction[CLEAN_PROBABILITY]
         softmax = settings.form == "softmax"
@@ -212,20 +207,20 @@ class Guider(FactorisedRecommender):
             negative_mask=usable,
         )
 
-    def _distillation(self, users: Tensor | None, items: Tensor | None, interaction: Interaction) -> Tensor:
+    def _distillation(self, encoding: Encoding | None, interaction: Interaction) -> Tensor:
         settings = self.settings.distillation
         teacher_users, _ = self._teacher_matrices  # type: ignore[misc]  # checked by the caller
-        size = settings.users if users is not None else min(settings.users, N_CANDIDATE_USERS)
+        size = settings.users if encoding is not None else min(settings.users, N_CANDIDATE_USERS)
         batch = self._distinct_users(interaction[self.USER_ID], size)
-        if users is None or items is None or settings.objective == "kl":
-            student_scores, teacher_scores = self._candidate_scores(batch, users, items)
+        if encoding is None or settings.objective == "kl":
+            student_scores, teacher_scores = self._candidate_scores(batch, encoding)
             if settings.objective == "kl":
                 return kl_distillation_loss(student_scores, teacher_scores, self.settings.dbpr.temperature)
             # The cost of explicit scores is the factorised one over an identity: S = S I.
             candidates = torch.eye(student_scores.shape[1], device=student_scores.device)
             factors = (student_scores, candidates, teacher_scores, candidates)
         else:
-            factors = (users[batch], items, teacher_users[batch], self._teacher_moments)
+            factors = (encoding.users[batch], encoding.items, teacher_users[batch], self._teacher_moments)
         return ot_distillation_loss(
             *factors,
             cost=settings.cost,
@@ -243,20 +238,18 @@ class Guider(FactorisedRecommender):
         order = torch.randperm(len(distinct), generator=self.generator("users"))[:size]
         return distinct[order.to(distinct.device)]
 
-    def _candidate_scores(
-        self, batch: Tensor, users: Tensor | None, items: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _candidate_scores(self, batch: Tensor, encoding: Encoding | None) -> tuple[Tensor, Tensor]:
         """Scores of student and teacher, ``[B, C]`` each, for the same candidate items of every user."""
         teacher_users, teacher_items = self._teacher_matrices  # type: ignore[misc]  # checked by the caller
         all_scores = teacher_users[batch] @ teacher_items.T
         all_scores[:, 0] = -torch.inf
         generator = self.generator("candidates")
-        if users is not None and items is not None:
+        if encoding is not None:
             # each user's best items by the teacher, and items at random
             best = all_scores.topk(min(KL_TOP, self.n_items - 1), dim=1).indices
             random = torch.randint(1, self.n_items, (KL_RANDOM,), generator=generator).to(batch.device)
             chosen = torch.cat([best, random.expand(len(batch), -1)], dim=1)
-            student_scores = (users[batch].unsqueeze(1) * items[chosen]).sum(dim=2)
+            student_scores = (encoding.users[batch].unsqueeze(1) * encoding.items[chosen]).sum(dim=2)
         else:
             shared = torch.randperm(self.n_items - 1, generator=generator)[:N_CANDIDATES].to(batch.device) + 1
             chosen = shared.expand(len(batch), -1)
@@ -269,18 +262,16 @@ class Guider(FactorisedRecommender):
             student_scores = self.student.predict(pairs).view(len(batch), -1)
         return student_scores, all_scores.gather(1, chosen)
 
-    def _balance(
-        self, own: Tensor, distilled: Tensor, users: Tensor | None, items: Tensor | None
-    ) -> tuple[float, float]:
+    def _balance(self, own: Tensor, distilled: Tensor, encoding: Encoding | None) -> tuple[float, float]:
         settings = self.settings.distillation
         if settings.balance == "fixed":
             return 1.0, settings.weight * settings.interval
-        if users is None or items is None:
+        if encoding is None:
             raise GuiderError(
                 f"guider.distillation.balance is min_norm: it compares gradients at the user and item matrices, which "
                 f"{self.backbone.__name__} does not have; use fixed."
             )
-        shared = [users, items]
+        shared = [encoding.users, encoding.items]
         gradients = [
             torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True) for loss in (own, distilled)
         ]
@@ -290,16 +281,16 @@ class Guider(FactorisedRecommender):
 
     @staticmethod
     def _scoring_matrices(model: nn.Module, unit_length: bool) -> tuple[Tensor, Tensor]:
-        users, items = _matrices(model)
+        users, items, _ = _encode(model)
         return (normalize(users, dim=1), normalize(items, dim=1)) if unit_length else (users, items)
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
+    def encode(self) -> Encoding:
         """The matrices that predict: the student's, or the teacher's within :meth:`scored_by_teacher`."""
         softmax = self.settings.dbpr.form == "softmax"
         if self._teacher_scores:
             assert self.teacher is not None
-            return self._scoring_matrices(self.teacher, softmax)
-        return self._scoring_matrices(self.student, softmax and self.settings.student_loss == "dbpr")
+            return Encoding(*self._scoring_matrices(self.teacher, softmax))
+        return Encoding(*self._scoring_matrices(self.student, softmax and self.settings.student_loss == "dbpr"))
 
     def predict(self, interaction: Interaction) -> Tensor:
         if self.student_factorises or self._teacher_scores:
@@ -356,10 +347,10 @@ def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
     return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
 
 
-def _matrices(model: nn.Module) -> tuple[Tensor, Tensor]:
-    matrices = factorised_embeddings(model)
-    assert matrices is not None, "only called for models whose scores factorise"
-    return matrices
+def _encode(model: nn.Module) -> Encoding:
+    encoding = factorised_encoding(model)
+    assert encoding is not None, "only called for models whose scores factorise"
+    return encoding
 
 
 def _build_teacher(config: Any, dataset: Any) -> nn.Module:

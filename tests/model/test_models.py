@@ -17,7 +17,7 @@ from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.errors import GuiderError
 from recbole_guider.losses import dbpr_loss
-from recbole_guider.model.base import factorised_embeddings, scores_factorise
+from recbole_guider.model.base import factorised_encoding, scores_factorise
 from recbole_guider.model.fast_lightgcn import FastLightGCN
 from recbole_guider.model.freedom import FREEDOM
 from recbole_guider.model.guider import _Profiles
@@ -157,7 +157,7 @@ def test_which_models_factorise(toy: dict[str, Any]) -> None:
     for name, expected in {"FREEDOM": True, "LightGCN": True, "BPR": True, "NeuMF": False}.items():
         model = built(name, toy)[0].eval()
         assert scores_factorise(model) is expected
-        matrices = factorised_embeddings(model)
+        matrices = factorised_encoding(model)
         assert (matrices is not None) is expected
         if matrices is not None:
             users = Interaction({"user_id": torch.arange(1, 5)})
@@ -200,7 +200,7 @@ def test_the_teachers_loss_against_a_loop(form: str, false_as: str, gamma: float
     batch = dataset.inter_feat[torch.arange(40)]
     model.teacher.eval()
     with torch.no_grad():
-        got = model._dbpr(*model.teacher.embeddings(), batch)
+        got = model._dbpr(model.teacher.encode(), batch)
         u, v = (matrix.double() for matrix in model.teacher.embeddings())
     if form == "softmax":
         u, v = normalize(u, dim=1), normalize(v, dim=1)
@@ -234,7 +234,7 @@ def test_eta_compares_true_and_false_items_of_the_same_user(toy: dict[str, Any])
         batch = dataset.inter_feat[torch.arange(60)]
         state = model.generator("eta").get_state()
         with torch.no_grad():
-            losses.append(model._dbpr(*model.teacher.eval().embeddings(), batch))
+            losses.append(model._dbpr(model.teacher.eval().encode(), batch))
     u, v = (normalize(matrix.detach(), dim=1) for matrix in model.teacher.embeddings())
     false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
     drawn = model.true_profiles.draw(batch["user_id"][false].numpy(), torch.Generator().set_state(state))
