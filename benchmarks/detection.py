@@ -104,7 +104,9 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
         activity, popularity = np.bincount(users, minlength=n_users)[users], np.bincount(items)[items]
         common = {"data": folder.name, "ratio": args.ratio, "seed": seed, "injected": noise.mean()}
         for behaviour in (True, False):
-            settings = CalibrationSettings(behaviour=behaviour, min_profile=args.min_profile, learned=not args.plain)
+            settings = CalibrationSettings(
+                behaviour=behaviour, min_profile=args.min_profile, learned=not args.plain, nearest=not args.plain
+            )
             start = time.process_time()
             result = calibrate(users, items, features, n_users=n_users, n_items=n_items, settings=settings, seed=seed)
             seconds = time.process_time() - start
@@ -149,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--uniform", action="store_true", help="draw users and items of the noise uniformly")
     parser.add_argument("--min-profile", type=int, default=CalibrationSettings().min_profile)
-    parser.add_argument("--plain", action="store_true", help="without learned similarities")
+    parser.add_argument("--plain", action="store_true", help="without learned similarities and nearest items")
     parser.add_argument("--csv", type=Path, help="append one row for each run")
     args = parser.parse_args()
     rows = pd.DataFrame(list(run(args.folder, args)), columns=COLUMNS)

@@ -52,6 +52,9 @@ class CalibrationSettings(_Settings):
     learned: bool = Field(
         default=True, description="whether similarities learned from other users' profiles are further evidence"
     )
+    nearest: bool = Field(
+        default=True, description="whether the most similar item of a profile is further evidence"
+    )
 
 
 class DBPRSettings(_Settings):

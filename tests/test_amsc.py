@@ -250,7 +250,10 @@ def test_a_user_with_nearly_every_item_gets_the_free_ones():
     assert np.sum(of == 2) == 5
 
 
-@pytest.mark.parametrize("columns", [["image"], ["behaviour"], ["learned.behaviour", "learned.both"]])
+@pytest.mark.parametrize(
+    "columns",
+    [["image"], ["behaviour"], ["learned.behaviour", "learned.both"], ["nearest.image", "nearest.learned.both"]],
+)
 def test_injected_noise_looks_like_its_null_pairs_at_every_profile_size(columns):
     distances, zeros = [], []
     for seed in range(3):
@@ -359,7 +362,7 @@ def test_probabilities_never_fall_as_a_similarity_rises(decision_name):
 
 def test_one_similarity_alone_is_judged_by_isotonic_regression():
     users, items, features, n_users, n_items = world()
-    settings = {"behaviour": False, "learned": False, "modalities": ["image"]}
+    settings = {"behaviour": False, "learned": False, "nearest": False, "modalities": ["image"]}
     users, items, noise = inject(users, items, n_users, n_items, 0.3, 0)
     result = run(users, items, features, n_users, n_items, **settings)
     assert list(result.evidence) == ["image"] and result.modality_weights == {"image": 1.0}
@@ -432,7 +435,7 @@ def test_held_out_ridge_equals_a_fit_without_the_item():
         np.testing.assert_allclose(got[i], x[i] @ np.linalg.solve(gram, x[rest].T @ (w[rest] * y[rest])), atol=1e-9)
 
 
-def test_learned_scores_equal_a_double_loop():
+def test_learned_scores_and_nearest_items_equal_a_double_loop():
     users, items, features, n_users, n_items = world(60, 40, seed=2, sizes=(2, 14))
     result = run(users, items, features, n_users, n_items, seed=4)
     modalities = [normalise_modality(name, feature, n_items) for name, feature in features.items()]
@@ -450,7 +453,7 @@ def test_learned_scores_equal_a_double_loop():
     def check(name, score):
         for pairs, got in ((observed, result.evidence), (null, result.null_evidence)):
             expected = [score(u, i, [o for o in sorted(profiles[u]) if o != out]) for u, i, out in pairs]
-            np.testing.assert_allclose(got[f"learned.{name}"], expected, atol=1e-5, rtol=1e-4)
+            np.testing.assert_allclose(got[name], expected, atol=1e-5, rtol=1e-4)
 
     for name, folded in learned.items():
         rows = [r.astype(float) for r in folded.rows]
@@ -459,7 +462,15 @@ def test_learned_scores_equal_a_double_loop():
             v = rows[part[u]]
             return np.mean([root[i] * root[o] * (v[i] @ v[o]) for o in rest]) if rest else 0.0
 
-        check(name, mean_cosine)
+        def nearest(u, i, rest, rows=rows):
+            v = rows[part[u]]
+            return max((root[i] * root[o] * (v[i] @ v[o]) for o in rest), default=0.0)
+
+        check(f"learned.{name}", mean_cosine)
+        check(f"nearest.learned.{name}", nearest)
+    for modality in modalities:
+        v = modality.rows.astype(float) * root[:, None]
+        check(f"nearest.{modality.name}", lambda u, i, rest, v=v: max((v[i] @ v[o] for o in rest), default=0.0))
 
     def product(rows, i, rest):
         total = np.sum([rows[o] for o in rest], axis=0)
@@ -483,7 +494,7 @@ def test_learned_scores_equal_a_double_loop():
         def discriminant(u, i, rest, parts=parts, weights=weights):
             return product(parts[part[u]].astype(float), i, rest) @ weights[part[u]] if rest else 0.0
 
-        check(name, discriminant)
+        check(f"learned.{name}", discriminant)
 
 
 def test_learned_content_finds_the_directions_that_matter():

@@ -115,7 +115,7 @@ def test_every_cut_of_the_log_gives_the_result_of_memory(log, features, tmp_path
         {"learned": False, "decision": "quantile", "noise_rate": 0.2, "min_profile": 5},
         {"learned": False, "decision": "zscore", "null_items": "uniform"},
         {"behaviour": False, "popularity": True, "modalities": ["text"]},
-        {"learned": False, "behaviour": False, "modalities": ["image"]},
+        {"learned": False, "nearest": False, "behaviour": False, "modalities": ["image"]},
     ],
     ids=["topk", "quantile", "zscore", "learned content", "one similarity"],
 )

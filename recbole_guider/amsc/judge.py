@@ -27,6 +27,7 @@ from recbole_guider.amsc.similarity import (
     normalise_modality,
     profile_blocks,
     top_mean,
+    top_scores,
 )
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import CalibrationSettings
@@ -124,7 +125,7 @@ class Evidence:
         agreement: float32 [n_items], the confidence c_i.
         settings: of the aggregation.
         learned: name -> embeddings that are evidence beside the score.
-        discriminants: name -> the same of weighted directions.
+        nearest: whether the most similar item of a profile is evidence as well, in each modality and each embedding.
     """
 
     def __init__(
@@ -134,8 +135,9 @@ class Evidence:
         agreement: NDArray[np.float32],
         settings: CalibrationSettings,
         learned: Mapping[str, FoldedEmbeddings] | None = None,
+        nearest: bool = False,
     ) -> None:
-        self.agreement, self.settings = agreement, settings
+        self.agreement, self.settings, self.nearest = agreement, settings, nearest
         self.modalities = list(modalities)
         if isinstance(behaviour, Modality):
             self.modalities.append(behaviour)
@@ -154,10 +156,17 @@ class Evidence:
             result[BEHAVIOUR] = self.behaviour.mean_scores(self.agreement, profiles, candidates)
         return _rounded(result)
 
-    def learned_parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
-        """The score of each learned similarity; name -> float64 [len(candidates)]."""
+    def further_parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
+        """What is evidence beside the score: learned similarities, nearest items; name -> float64 [len(candidates)]."""
         result = {name: e.mean_scores(self.agreement, profiles, candidates) for name, e in self.learned.items()}
         result |= {name: d.scores(profiles, candidates) for name, d in self.discriminants.items()}
+        if self.nearest:
+            for modality in self.modalities:
+                result[f"nearest.{modality.name}"] = top_scores(
+                    modality.rows, self.agreement, profiles, candidates, topk=1
+                )
+            for name, embeddings in self.learned.items():
+                result[f"nearest.{name}"] = embeddings.top_scores(self.agreement, profiles, candidates, topk=1)
         return _rounded(result)
 
     def score(
@@ -272,7 +281,7 @@ class Judge:
         observed = Candidates(profiles.users, profiles.items, profiles.items)
         parts = dict(known or {})
         if known is None:
-            parts = self.evidence.parts(profiles, observed) | self.evidence.learned_parts(profiles, observed)
+            parts = self.evidence.parts(profiles, observed) | self.evidence.further_parts(profiles, observed)
         score = self.evidence.score(profiles, observed, parts, self.weights)
         judged = judged_pairs(profiles, self.settings)
         size = profiles.size[profiles.users]
@@ -388,7 +397,9 @@ def learn(
 
     names = (["behaviour", "content", "both"] if wants_behaviour else ["content"]) if settings.learned else []
     shown = {f"learned.{name}": learned[name] for name in names if name in learned}
-    evidence = Evidence(modalities, behaviour, agreement, settings, shown)
+    # Comparing a pair with every item of its profile costs what counting the pairs of items does.
+    nearest = settings.nearest and counts_are_affordable(counts.square_sum)
+    evidence = Evidence(modalities, behaviour, agreement, settings, shown, nearest)
     parts, null_parts = evidence.parts(sample, observed), evidence.parts(sample, null)
     weights = adaptive_weights({name: part[judged] for name, part in parts.items()}, null_parts)
     if settings.learned and joined is not None:
@@ -400,8 +411,8 @@ def learn(
             )
     score = evidence.score(sample, observed, parts, weights)
     null_score = evidence.score(sample, null, null_parts, weights)
-    parts |= evidence.learned_parts(sample, observed)
-    null_parts |= evidence.learned_parts(sample, null)
+    parts |= evidence.further_parts(sample, observed)
+    null_parts |= evidence.further_parts(sample, null)
 
     size = sample.size[sample.users]
     rule: decision.CrossFitted | decision.ZScore | FloatArray

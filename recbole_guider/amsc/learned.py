@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from recbole_guider.amsc.behaviour import counts_are_affordable
 from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
-from recbole_guider.amsc.similarity import Modality, mean_scores
+from recbole_guider.amsc.similarity import Modality, mean_scores, top_scores
 
 #: Users are split into this many parts; each is scored by what the other parts did.
 PARTS = 5
@@ -60,6 +60,13 @@ class FoldedEmbeddings:
         result = np.zeros(len(candidates))
         for at, rows in self.split(profiles, candidates):
             result[at] = mean_scores(rows, weight, profiles, candidates.take(at))
+        return result
+
+    def top_scores(self, weight: FloatArray, profiles: Profiles, candidates: Candidates, topk: int) -> FloatArray:
+        """Leave-one-out mean over the most similar items, as :func:`recbole_guider.amsc.similarity.top_scores`."""
+        result = np.zeros(len(candidates))
+        for at, rows in self.split(profiles, candidates):
+            result[at] = top_scores(rows, weight, profiles, candidates.take(at), topk)
         return result
 
 
