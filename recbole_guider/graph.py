@@ -31,6 +31,7 @@ __all__ = [
     "propagate",
     "propagate_mean",
     "prune_by_degree",
+    "user_item_block",
 ]
 
 ArrayLike: TypeAlias = np.ndarray | Tensor | Sequence[int]
@@ -408,6 +409,18 @@ def bipartite_adjacency(
         GuiderError: if ids are out of range, lengths differ, or a weight is negative or not finite.
     """
     return BipartiteGraph(users, items, n_users, n_items, weights).adjacency()
+
+
+def user_item_block(adjacency: SparseOperator, n_users: int) -> SparseOperator:
+    """The block [n_users, n_items] of a bipartite adjacency that carries items to their users.
+
+    Args:
+        adjacency: [N, N], users first.
+        n_users: number of users.
+    """
+    return SparseOperator.from_scipy(
+        adjacency.to_scipy()[:n_users, n_users:], dtype=adjacency.dtype
+    ).to(adjacency.device)
 
 
 def prune_by_degree(
