@@ -50,28 +50,43 @@ class VBPR(FactorisedRecommender):
             # not in the state dict: the data set has it, and a checkpoint need not repeat it
             self.register_buffer("content", content, persistent=False)
         self.projection = nn.Linear(content.shape[1], size)
-        self.item_bias: nn.Embedding | None = None
+        self.apply(xavier_normal_initialization)
+        self.item_bias: nn.Parameter | None = None
         self.content_bias: nn.Linear | None = None
         if config["item_bias"]:
-            self.item_bias = nn.Embedding(self.n_items, 1)
+            self.item_bias = nn.Parameter(torch.zeros(self.n_items, 1))
             self.content_bias = nn.Linear(content.shape[1], 1, bias=False)
-        self.apply(xavier_normal_initialization)
-        if self.item_bias is not None and self.content_bias is not None:
-            nn.init.zeros_(self.item_bias.weight)
             nn.init.zeros_(self.content_bias.weight)
 
     def encode(self) -> Encoding:
-        users = self.user_embedding.weight
-        items = torch.cat([self.item_embedding.weight, self.projection(self.content)], dim=1)
-        if self.item_bias is None or self.content_bias is None:
+        return self._encoding(self.user_embedding.weight, self.item_embedding.weight, self.content, self.item_bias)
+
+    def _encoding(self, users: Tensor, items: Tensor, content: Tensor, bias: Tensor | None) -> Encoding:
+        """The matrices of some users and some items, from their rows of the parameters."""
+        items = torch.cat([items, self.projection(content)], dim=1)
+        if bias is None or self.content_bias is None:
             return Encoding(users, items)
-        bias = self.item_bias.weight + self.content_bias(self.content)
+        bias = bias + self.content_bias(content)
         # one more column, in which every user has a one, so that scores stay a product
         return Encoding(
             torch.cat([users, torch.ones_like(users[:, :1])], dim=1),
             torch.cat([items, bias], dim=1),
             {"users": users, "items": items},
         )
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        # A loss needs the rows of its batch only, and projecting the content of all items is most of the work.
+        fields = [name for name in (self.ITEM_ID, self.NEG_ITEM_ID) if name in interaction]
+        users, user_place = torch.unique(interaction[self.USER_ID], return_inverse=True)
+        items, item_place = torch.unique(torch.cat([interaction[name] for name in fields]), return_inverse=True)
+        encoding = self._encoding(
+            self.user_embedding.weight.index_select(0, users),
+            self.item_embedding.weight.index_select(0, items),
+            self.content.index_select(0, items),
+            None if self.item_bias is None else self.item_bias.index_select(0, items),
+        )
+        places = dict(zip(fields, item_place.chunk(len(fields)), strict=True))
+        return self.loss(encoding, Interaction({self.USER_ID: user_place, **places}))
 
     def regulariser(self, encoding: Encoding, interaction: Interaction) -> Tensor:
         users, items = encoding.parts.get("users", encoding.users), encoding.parts.get("items", encoding.items)

@@ -42,7 +42,7 @@ def test_biases_are_the_papers(toy: dict[str, Any]) -> None:
     features = np.concatenate([part.values for part in train.dataset.item_features.values()], axis=1)
     p, q = (embedding.weight.detach().double().numpy() for embedding in (model.user_embedding, model.item_embedding))
     matrix, offset = (parameter.detach().double().numpy() for parameter in model.projection.parameters())
-    bias = model.item_bias.weight.detach().double().numpy()[:, 0]
+    bias = model.item_bias.detach().double().numpy()[:, 0]
     visual = model.content_bias.weight.detach().double().numpy()[0]
     size = q.shape[1]
 
@@ -74,6 +74,12 @@ def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], item_bi
 
 def test_padding_has_no_influence(toy: dict[str, Any]) -> None:
     assert_padding_has_no_influence(*built("VBPR", toy, item_bias=True, train_features=True))
+
+
+def test_a_batch_alone_gives_the_loss_of_whole_matrices(toy: dict[str, Any]) -> None:
+    model, train = built("VBPR", toy, item_bias=True, train_features=True, reg_weight=0.1)
+    batch = next(iter(train))
+    torch.testing.assert_close(model.calculate_loss(batch), model.loss(model.encode(), batch))
 
 
 def test_frozen_content_is_not_saved(toy: dict[str, Any]) -> None:
