@@ -26,10 +26,13 @@ __all__ = [
     "BipartiteGraph",
     "SparseOperator",
     "bipartite_adjacency",
+    "averaging_adjacency",
     "combine",
+    "edge_products",
     "knn_graph",
     "propagate",
     "propagate_mean",
+    "propagate_weighted",
     "prune_by_degree",
     "user_item_block",
 ]
@@ -77,6 +80,7 @@ class SparseOperator:
         self.symmetric = symmetric
         self._csr: Tensor | None = None
         self._transpose: SparseOperator | None = self if symmetric else None
+        self._transposition: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def from_scipy(
@@ -126,10 +130,37 @@ class SparseOperator:
     def T(self) -> SparseOperator:
         """The transpose, built once; the operator itself if symmetric."""
         if self._transpose is None:
-            transpose = SparseOperator.from_scipy(self.to_scipy().T, dtype=self.dtype).to(self.device)
+            crow, col, order = self.transposition
+            transpose = SparseOperator(crow, col, self.values[order], self.shape[::-1])
             transpose._transpose = self
             self._transpose = transpose
         return self._transpose
+
+    @property
+    def transposition(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row pointers and columns of the transpose, and which entry stands in each of its places; found once."""
+        if self._transposition is None:
+            pattern = sp.csr_matrix(
+                (np.arange(self.nnz), self.col.cpu().numpy(), self.crow.cpu().numpy()), shape=self.shape
+            ).tocsc()
+            crow, col, order = (torch.from_numpy(part).to(self.device) for part in (
+                pattern.indptr, pattern.indices, pattern.data
+            ))
+            self._transposition = crow, col, order
+        return self._transposition
+
+    @property
+    def rows(self) -> Tensor:
+        """Row of every entry, int64 [nnz]."""
+        return torch.repeat_interleave(self.crow.diff().long())
+
+    def with_values(self, values: Tensor) -> SparseOperator:
+        """The operator with other values [nnz] in the same places, not called symmetric; its transpose needs no sort
+        once this one's is known.
+        """
+        other = SparseOperator(self.crow, self.col, values, self.shape)
+        other._transposition = self.transposition
+        return other
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -158,6 +189,7 @@ class SparseOperator:
         state = self.__dict__.copy()
         state["_csr"] = None
         state["_transpose"] = None
+        state["_transposition"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -250,6 +282,81 @@ def propagate_mean(op: SparseOperator, x: Tensor, n_layers: int) -> Tensor:
     """
     x = _dense_input(op, x, n_layers, square=True)
     return x if n_layers == 0 else _Mean.apply(op, x, n_layers)
+
+
+class _EdgeProducts(torch.autograd.Function):
+    """<x_row, y_col> of every entry, in blocks; the gradients are products with the operator of the given gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, pattern: SparseOperator, x: Tensor, y: Tensor) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(x, y)
+        rows, columns = pattern.rows, pattern.col.long()
+        size = max(1, _BLOCK_BYTES // (x.element_size() * max(1, x.shape[1])))
+        products = [
+            (x.index_select(0, r) * y.index_select(0, c)).sum(1)
+            for r, c in zip(rows.split(size), columns.split(size), strict=True)
+        ]
+        return torch.cat(products)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+        x, y = ctx.saved_tensors
+        weighted = ctx.pattern.with_values(grads[0].contiguous())
+        return None, weighted.csr @ y, weighted.T.csr @ x
+
+
+class _Weighted(torch.autograd.Function):
+    """A x with the values of A as an argument that has a gradient: <g_row, x_col> for every entry."""
+
+    @staticmethod
+    def forward(ctx: Any, pattern: SparseOperator, values: Tensor, x: Tensor) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(values, x)
+        return pattern.with_values(values).csr @ x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+        values, x = ctx.saved_tensors
+        g = grads[0].contiguous()
+        return None, _EdgeProducts.apply(ctx.pattern, g, x), ctx.pattern.with_values(values).T.csr @ g
+
+
+def edge_products(pattern: SparseOperator, x: Tensor, y: Tensor) -> Tensor:
+    """<x_r, y_c> for every entry (r, c) of a sparse matrix, [nnz], with gradients; in blocks of about 32 MB.
+
+    Args:
+        pattern: the matrix [rows, columns], of which only the places count.
+        x, y: floats [rows, d] and [columns, d].
+
+    Raises:
+        GuiderError: if the shapes do not fit.
+    """
+    if (x.dim(), y.dim()) != (2, 2) or (x.shape[0], y.shape[0]) != pattern.shape or x.shape[1] != y.shape[1]:
+        raise GuiderError(
+            f"The entries of a {pattern.shape[0]} x {pattern.shape[1]} matrix cannot be products of the rows of "
+            f"{tuple(x.shape)} and {tuple(y.shape)}."
+        )
+    return _EdgeProducts.apply(pattern, x.contiguous(), y.contiguous())
+
+
+def propagate_weighted(pattern: SparseOperator, values: Tensor, x: Tensor) -> Tensor:
+    """A x, where A has the places of ``pattern`` and values that get a gradient.
+
+    Args:
+        pattern: the graph [rows, columns], of which only the places count.
+        values: floats [nnz], in the order of its entries.
+        x: dense [columns, d], of the same float type.
+
+    Raises:
+        GuiderError: if the shapes do not fit.
+    """
+    if values.shape != (pattern.nnz,) or x.dim() != 2 or x.shape[0] != pattern.shape[1]:
+        raise GuiderError(
+            f"A pattern of {pattern.nnz} entries and {pattern.shape[1]} columns needs as many values and rows, not "
+            f"{tuple(values.shape)} and {tuple(x.shape)}."
+        )
+    return _Weighted.apply(pattern, values.contiguous(), x.contiguous())
 
 
 def _ids(name: str, ids: ArrayLike, size: int) -> np.ndarray:
@@ -409,6 +516,25 @@ def bipartite_adjacency(
         GuiderError: if ids are out of range, lengths differ, or a weight is negative or not finite.
     """
     return BipartiteGraph(users, items, n_users, n_items, weights).adjacency()
+
+
+def averaging_adjacency(users: ArrayLike, items: ArrayLike, n_users: int, n_items: int) -> SparseOperator:
+    """D^-1 (A + I) of a user-item graph: every node becomes the mean of itself and its neighbours.
+
+    Args:
+        users, items: integer arrays [nnz] (numpy or torch), ids from 0; a repeated pair is one edge.
+        n_users, n_items: numbers of users and items.
+
+    Returns:
+        A float32 :class:`SparseOperator` [N, N] on the CPU, not symmetric.
+
+    Raises:
+        GuiderError: if ids are out of range or lengths differ.
+    """
+    symmetric = bipartite_adjacency(users, items, n_users, n_items).to_scipy()
+    places = sp.csr_matrix((np.ones(symmetric.nnz), symmetric.indices, symmetric.indptr), shape=symmetric.shape)
+    places = places + sp.identity(n_users + n_items, format="csr")
+    return SparseOperator.from_scipy(sp.diags(1.0 / places.sum(axis=1).A1) @ places)
 
 
 def user_item_block(adjacency: SparseOperator, n_users: int) -> SparseOperator:
