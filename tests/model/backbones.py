@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -50,12 +51,12 @@ def scores_and_loss(model: Any, train: Any) -> tuple[torch.Tensor, torch.Tensor]
     pairs = train.dataset.inter_feat[torch.arange(32)]
     other = Interaction({model.NEG_ITEM_ID: pairs[model.ITEM_ID].roll(5)})
     pairs.update(other)
+    state = deepcopy(model.state_dict())  # a loss may draw random numbers, or remember its batch
     model.eval()
     with torch.no_grad():
         scores = model.full_sort_predict(users).view(model.n_users - 1, -1)[:, 1:]
-        state = model.get_extra_state()
         loss = model.train().calculate_loss(pairs)
-        model.set_extra_state(state)
+    model.load_state_dict(state)
     return scores, loss
 
 
