@@ -26,13 +26,12 @@ __all__ = [
     "BipartiteGraph",
     "SparseOperator",
     "bipartite_adjacency",
-    "averaging_adjacency",
     "combine",
-    "edge_products",
+    "cooccurrence_graph",
     "knn_graph",
+    "mean_adjacency",
     "propagate",
     "propagate_mean",
-    "propagate_weighted",
     "prune_by_degree",
     "user_item_block",
 ]
@@ -46,6 +45,8 @@ _INT32_MAX = 2**31 - 1
 _TIE = 4 * torch.finfo(torch.float32).eps
 # Bytes that one block of similarities may take when the caller names no block size.
 _BLOCK_BYTES = 32 * 2**20
+# Co-occurrence counts that are in memory at a time.
+_BLOCK_COUNTS = 4 * 2**20
 
 
 class SparseOperator:
@@ -284,81 +285,6 @@ def propagate_mean(op: SparseOperator, x: Tensor, n_layers: int) -> Tensor:
     return x if n_layers == 0 else _Mean.apply(op, x, n_layers)
 
 
-class _EdgeProducts(torch.autograd.Function):
-    """<x_row, y_col> of every entry, in blocks; the gradients are products with the operator of the given gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, pattern: SparseOperator, x: Tensor, y: Tensor) -> Tensor:
-        ctx.pattern = pattern
-        ctx.save_for_backward(x, y)
-        rows, columns = pattern.rows, pattern.col.long()
-        size = max(1, _BLOCK_BYTES // (x.element_size() * max(1, x.shape[1])))
-        products = [
-            (x.index_select(0, r) * y.index_select(0, c)).sum(1)
-            for r, c in zip(rows.split(size), columns.split(size), strict=True)
-        ]
-        return torch.cat(products)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
-        x, y = ctx.saved_tensors
-        weighted = ctx.pattern.with_values(grads[0].contiguous())
-        return None, weighted.csr @ y, weighted.T.csr @ x
-
-
-class _Weighted(torch.autograd.Function):
-    """A x with the values of A as an argument that has a gradient: <g_row, x_col> for every entry."""
-
-    @staticmethod
-    def forward(ctx: Any, pattern: SparseOperator, values: Tensor, x: Tensor) -> Tensor:
-        ctx.pattern = pattern
-        ctx.save_for_backward(values, x)
-        return pattern.with_values(values).csr @ x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
-        values, x = ctx.saved_tensors
-        g = grads[0].contiguous()
-        return None, _EdgeProducts.apply(ctx.pattern, g, x), ctx.pattern.with_values(values).T.csr @ g
-
-
-def edge_products(pattern: SparseOperator, x: Tensor, y: Tensor) -> Tensor:
-    """<x_r, y_c> for every entry (r, c) of a sparse matrix, [nnz], with gradients; in blocks of about 32 MB.
-
-    Args:
-        pattern: the matrix [rows, columns], of which only the places count.
-        x, y: floats [rows, d] and [columns, d].
-
-    Raises:
-        GuiderError: if the shapes do not fit.
-    """
-    if (x.dim(), y.dim()) != (2, 2) or (x.shape[0], y.shape[0]) != pattern.shape or x.shape[1] != y.shape[1]:
-        raise GuiderError(
-            f"The entries of a {pattern.shape[0]} x {pattern.shape[1]} matrix cannot be products of the rows of "
-            f"{tuple(x.shape)} and {tuple(y.shape)}."
-        )
-    return _EdgeProducts.apply(pattern, x.contiguous(), y.contiguous())
-
-
-def propagate_weighted(pattern: SparseOperator, values: Tensor, x: Tensor) -> Tensor:
-    """A x, where A has the places of ``pattern`` and values that get a gradient.
-
-    Args:
-        pattern: the graph [rows, columns], of which only the places count.
-        values: floats [nnz], in the order of its entries.
-        x: dense [columns, d], of the same float type.
-
-    Raises:
-        GuiderError: if the shapes do not fit.
-    """
-    if values.shape != (pattern.nnz,) or x.dim() != 2 or x.shape[0] != pattern.shape[1]:
-        raise GuiderError(
-            f"A pattern of {pattern.nnz} entries and {pattern.shape[1]} columns needs as many values and rows, not "
-            f"{tuple(values.shape)} and {tuple(x.shape)}."
-        )
-    return _Weighted.apply(pattern, values.contiguous(), x.contiguous())
-
-
 def _ids(name: str, ids: ArrayLike, size: int) -> np.ndarray:
     array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
     if array.size == 0:
@@ -518,23 +444,83 @@ def bipartite_adjacency(
     return BipartiteGraph(users, items, n_users, n_items, weights).adjacency()
 
 
-def averaging_adjacency(users: ArrayLike, items: ArrayLike, n_users: int, n_items: int) -> SparseOperator:
-    """D^-1 (A + I) of a user-item graph: every node becomes the mean of itself and its neighbours.
+def mean_adjacency(
+    users: ArrayLike, items: ArrayLike, n_users: int, n_items: int, *, self_loops: bool = False
+) -> SparseOperator:
+    """The user-item graph that averages over neighbours, D^-1 A on N = n_users + n_items nodes.
 
     Args:
-        users, items: integer arrays [nnz] (numpy or torch), ids from 0; a repeated pair is one edge.
+        users, items: integer arrays [nnz], ids from 0; a repeated pair is one edge of weight 1.
         n_users, n_items: numbers of users and items.
+        self_loops: whether a node counts among its neighbours, D^-1 (A + I).
 
     Returns:
-        A float32 :class:`SparseOperator` [N, N] on the CPU, not symmetric.
+        A float32 :class:`SparseOperator` [N, N] on the CPU, not symmetric. A node without neighbours has a zero
+        row.
 
     Raises:
         GuiderError: if ids are out of range or lengths differ.
     """
-    symmetric = bipartite_adjacency(users, items, n_users, n_items).to_scipy()
-    places = sp.csr_matrix((np.ones(symmetric.nnz), symmetric.indices, symmetric.indptr), shape=symmetric.shape)
-    places = places + sp.identity(n_users + n_items, format="csr")
-    return SparseOperator.from_scipy(sp.diags(1.0 / places.sum(axis=1).A1) @ places)
+    pattern = bipartite_adjacency(users, items, n_users, n_items).to_scipy()
+    pattern.data[:] = 1.0
+    if self_loops:
+        pattern = pattern + sp.eye(pattern.shape[0], format="csr")
+    counts = np.diff(pattern.indptr)
+    return SparseOperator.from_scipy(sp.diags(1.0 / np.maximum(counts, 1)) @ pattern)
+
+
+def cooccurrence_graph(users: ArrayLike, items: ArrayLike, n_users: int, n_items: int, k: int) -> SparseOperator:
+    """Users who share most items, each row weighted by a softmax over the numbers of shared items.
+
+    With c_uv = |I_u and I_v| and N_u the k users v != u with the largest c_uv > 0 (of equal ones the lower id),
+    S_uv = exp(c_uv) / sum over v' in N_u of exp(c_uv'). Built in blocks of users, so that no more than some
+    million counts are in memory.
+
+    Args:
+        users, items: integer arrays [nnz], ids from 0; a repeated pair counts once.
+        n_users, n_items: numbers of users and items.
+        k: neighbours of a user; no more than share an item.
+
+    Returns:
+        A float32 :class:`SparseOperator` [n_users, n_users] on the CPU, not symmetric. A user who shares no item
+        with anybody has a zero row.
+
+    Raises:
+        GuiderError: if k < 1, ids are out of range or lengths differ.
+
+    Source: Wang et al., DualGNN: Dual Graph Neural Network for Multimedia Recommendation, IEEE Transactions on
+    Multimedia 2021.
+    """
+    if k < 1:
+        raise GuiderError(f"k must be 1 or more, not {k}.")
+    u, i = _pairs(users, items, n_users, n_items)
+    profiles = sp.csr_matrix((np.ones(u.size, dtype=np.float32), (u, i)), shape=(n_users, n_items))
+    profiles.data[:] = 1.0
+    readers = profiles.T.tocsr()
+    # what a row of counts may cost at most: everybody who has one of the user's items
+    cost = profiles @ np.diff(readers.indptr)
+    block = np.cumsum(cost) // _BLOCK_COUNTS
+    starts = np.flatnonzero(np.diff(block, prepend=-1))
+    rows, columns, values = [], [], []
+    for start, stop in zip(starts, np.append(starts[1:], n_users), strict=True):
+        counts = (profiles[start:stop] @ readers).tocoo()
+        row, column, count = counts.row + start, counts.col, counts.data
+        other = row != column
+        row, column, count = row[other], column[other], count[other]
+        order = np.lexsort((column, -count, row))
+        row, column, count = row[order], column[order], count[order]
+        first = np.searchsorted(row, row)
+        kept = np.arange(row.size) - first < k
+        # the largest count of a row comes first
+        weight = np.exp((count - count[first])[kept].astype(np.float64))
+        rows.append(row[kept])
+        columns.append(column[kept])
+        values.append(weight)
+    chosen = sp.csr_matrix(
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(n_users, n_users)
+    )
+    total = np.asarray(chosen.sum(axis=1)).ravel()
+    return SparseOperator.from_scipy(sp.diags(1.0 / np.where(total > 0, total, 1.0)) @ chosen)
 
 
 def user_item_block(adjacency: SparseOperator, n_users: int) -> SparseOperator:

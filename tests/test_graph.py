@@ -18,11 +18,9 @@ from recbole_guider.graph import (
     SparseOperator,
     bipartite_adjacency,
     combine,
-    edge_products,
     knn_graph,
     propagate,
     propagate_mean,
-    propagate_weighted,
     prune_by_degree,
     user_item_block,
 )
@@ -360,28 +358,6 @@ def test_other_values_in_the_same_places_transpose_without_a_sort() -> None:
     np.testing.assert_array_equal(other.T.to_dense().numpy(), expected.T)
     assert other.transposition is pattern.transposition
     np.testing.assert_array_equal(pattern.rows.numpy(), np.repeat(np.arange(7), np.diff(pattern.crow.numpy())))
-
-
-def test_edge_products_and_weighted_propagation_against_dense_algebra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recbole_guider.graph._BLOCK_BYTES", 8 * 4 * 3)  # several blocks
-    pattern = _pattern(6, 8)
-    generator = torch.Generator().manual_seed(1)
-    x, y = (torch.randn(n, 4, dtype=torch.float64, generator=generator, requires_grad=True) for n in (6, 8))
-    values = torch.rand(pattern.nnz, dtype=torch.float64, generator=generator, requires_grad=True)
-    rows, columns = pattern.rows, pattern.col.long()
-    torch.testing.assert_close(edge_products(pattern, x, y), (x @ y.T)[rows, columns])
-    dense = torch.zeros(6, 8, dtype=torch.float64).index_put((rows, columns), values)
-    torch.testing.assert_close(propagate_weighted(pattern, values, y), dense @ y)
-    assert torch.autograd.gradcheck(lambda a, b: edge_products(pattern, a, b), (x, y))
-    assert torch.autograd.gradcheck(lambda v, b: propagate_weighted(pattern, v, b), (values, y))
-
-
-def test_weighted_shapes_are_checked() -> None:
-    pattern = _pattern(6, 8)
-    with pytest.raises(GuiderError, match="6 x 8 matrix"):
-        edge_products(pattern, torch.zeros(6, 3), torch.zeros(8, 4))
-    with pytest.raises(GuiderError, match="as many values and rows"):
-        propagate_weighted(pattern, torch.zeros(3), torch.zeros(8, 4))
 
 
 def test_the_user_item_block_carries_items_to_their_users() -> None:

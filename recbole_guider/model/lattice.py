@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import scipy.sparse as sp
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
 from recbole_guider.data.features import require_content
+from recbole_guider.edges import Edges
 from recbole_guider.errors import GuiderError
-from recbole_guider.graph import (
-    SparseOperator,
-    averaging_adjacency,
-    combine,
-    edge_products,
-    knn_graph,
-    propagate_mean,
-    propagate_weighted,
-)
+from recbole_guider.graph import SparseOperator, combine, knn_graph, mean_adjacency, propagate_mean
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
 from recbole_guider.model.layers import seeded_dropout
@@ -74,7 +68,7 @@ class LATTICE(FactorisedRecommender):
             raise GuiderError(f"mess_dropout is {self.dropout}: it is a share of the entries, 0 <= mess_dropout < 1.")
         self.generator("dropout", config["seed"])
         interactions = dataset.inter_matrix(form="coo")
-        graph = averaging_adjacency(interactions.row, interactions.col, self.n_users, self.n_items)
+        graph = mean_adjacency(interactions.row, interactions.col, self.n_users, self.n_items, self_loops=True)
         self.graph = graph.to(self.device)
         self.original_graphs = [
             knn_graph(part.values, self.knn_k, present=part.present, weighting="similarity").to(self.device)
@@ -101,36 +95,39 @@ class LATTICE(FactorisedRecommender):
             self._item_graph = None
         return super().train(mode)
 
-    def learned_edges(self) -> tuple[list[SparseOperator], list[Tensor], Tensor]:
+    def learned_edges(self) -> tuple[list[Edges], list[Tensor], Tensor]:
         """The learned part of the item graph, with gradients.
 
         Returns:
-            For every modality the places of its edges, an operator ``[n_items, n_items]``, and their values in
-            L( sum_m w_m kNN_k(W_m x^m + b_m) ), ``[nnz]``; and w.
+            For every modality its edges and their values in L( sum_m w_m kNN_k(W_m x^m + b_m) ), ``[nnz]``; and w.
         """
         weights = self.modality_logits.softmax(dim=0)
         places, values = [], []
         degree = weights.new_zeros(self.n_items)
         for content, projection, weight in zip(self.content, self.projections, weights, strict=True):
             projected = normalize(projection(content.values), dim=1)
-            pattern = knn_graph(projected, self.knn_k, present=content.present)
-            similarity = weight * edge_products(pattern, projected, projected).clamp_min(0.0)
-            degree = degree.index_add(0, pattern.rows, similarity)
-            places.append(pattern)
+            nearest = knn_graph(projected, self.knn_k, present=content.present)
+            edges = Edges(nearest.rows.cpu(), nearest.col.long().cpu(), nearest.shape).to(projected.device)
+            similarity = weight * edges.dot(projected, projected).clamp_min(0.0)
+            degree = degree.index_add(0, edges.rows, similarity)
+            places.append(edges)
             values.append(similarity)
         linked = degree > 0
         # 1 in place of 0: an item without edges shall have no NaN for a gradient
         scale = torch.where(linked, degree, 1.0).rsqrt() * linked
         values = [
-            value * scale.index_select(0, pattern.rows) * scale.index_select(0, pattern.col)
-            for pattern, value in zip(places, values, strict=True)
+            value * scale.index_select(0, edges.rows) * scale.index_select(0, edges.columns)
+            for edges, value in zip(places, values, strict=True)
         ]
         return places, values, weights
 
     @torch.no_grad()
-    def _as_it_is(self, places: list[SparseOperator], values: list[Tensor], weights: Tensor) -> SparseOperator:
+    def _as_it_is(self, places: list[Edges], values: list[Tensor], weights: Tensor) -> SparseOperator:
         """The item graph S of what :meth:`learned_edges` gave, as one constant operator."""
-        learned = [pattern.with_values(value) for pattern, value in zip(places, values, strict=True)]
+        learned = []
+        for edges, value in zip(places, values, strict=True):
+            entries = (value.cpu().numpy(), (edges.rows.cpu().numpy(), edges.columns.cpu().numpy()))
+            learned.append(SparseOperator.from_scipy(sp.coo_matrix(entries, shape=edges.shape)).to(self.device))
         shares = [1.0 - self.lambda_coeff] * len(learned) + [self.lambda_coeff * weight for weight in weights.tolist()]
         return combine([*learned, *self.original_graphs], shares)
 
@@ -141,9 +138,7 @@ class LATTICE(FactorisedRecommender):
             places, values, weights = self.learned_edges()
             self._item_graph = self._as_it_is(places, values, weights)
             for _ in range(self.n_item_layers):
-                learned = sum(
-                    propagate_weighted(pattern, value, view) for pattern, value in zip(places, values, strict=True)
-                )
+                learned = sum(edges.sum_to_rows(value, view) for edges, value in zip(places, values, strict=True))
                 original = sum(
                     weight * (graph @ view) for weight, graph in zip(weights, self.original_graphs, strict=True)
                 )

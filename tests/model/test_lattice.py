@@ -18,7 +18,6 @@ from reference import reference
 from torch.nn.functional import normalize
 
 from recbole_guider.errors import GuiderError
-from recbole_guider.graph import averaging_adjacency
 
 SETTINGS = {"knn_k": 4, "n_mm_layers": 2, "reg_weight": 0.1, "lambda_coeff": 0.7, "mess_dropout": 0.0}
 
@@ -155,11 +154,3 @@ def test_wrong_settings_are_named(toy: dict[str, Any]) -> None:
         built("LATTICE", toy, cf_model="gcn")
     with pytest.raises(GuiderError, match="mess_dropout is 1"):
         built("LATTICE", toy, mess_dropout=1.0)
-
-
-def test_averaging_is_over_a_node_and_its_neighbours(toy: dict[str, Any]) -> None:
-    graph = averaging_adjacency([0, 0, 2], [1, 3, 1], 3, 4).to_dense()
-    expected = torch.eye(7)
-    for user, item in ((0, 1), (0, 3), (2, 1)):
-        expected[user, 3 + item] = expected[3 + item, user] = 1.0
-    torch.testing.assert_close(graph, expected / expected.sum(1, keepdim=True))
