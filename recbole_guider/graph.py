@@ -27,10 +27,13 @@ __all__ = [
     "SparseOperator",
     "bipartite_adjacency",
     "combine",
+    "cooccurrence_graph",
     "knn_graph",
+    "mean_adjacency",
     "propagate",
     "propagate_mean",
     "prune_by_degree",
+    "user_item_block",
 ]
 
 ArrayLike: TypeAlias = np.ndarray | Tensor | Sequence[int]
@@ -42,6 +45,8 @@ _INT32_MAX = 2**31 - 1
 _TIE = 4 * torch.finfo(torch.float32).eps
 # Bytes that one block of similarities may take when the caller names no block size.
 _BLOCK_BYTES = 32 * 2**20
+# Co-occurrence counts that are in memory at a time.
+_BLOCK_COUNTS = 4 * 2**20
 
 
 class SparseOperator:
@@ -76,6 +81,7 @@ class SparseOperator:
         self.symmetric = symmetric
         self._csr: Tensor | None = None
         self._transpose: SparseOperator | None = self if symmetric else None
+        self._transposition: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def from_scipy(
@@ -125,10 +131,37 @@ class SparseOperator:
     def T(self) -> SparseOperator:
         """The transpose, built once; the operator itself if symmetric."""
         if self._transpose is None:
-            transpose = SparseOperator.from_scipy(self.to_scipy().T, dtype=self.dtype).to(self.device)
+            crow, col, order = self.transposition
+            transpose = SparseOperator(crow, col, self.values[order], self.shape[::-1])
             transpose._transpose = self
             self._transpose = transpose
         return self._transpose
+
+    @property
+    def transposition(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row pointers and columns of the transpose, and which entry stands in each of its places; found once."""
+        if self._transposition is None:
+            pattern = sp.csr_matrix(
+                (np.arange(self.nnz), self.col.cpu().numpy(), self.crow.cpu().numpy()), shape=self.shape
+            ).tocsc()
+            crow, col, order = (torch.from_numpy(part).to(self.device) for part in (
+                pattern.indptr, pattern.indices, pattern.data
+            ))
+            self._transposition = crow, col, order
+        return self._transposition
+
+    @property
+    def rows(self) -> Tensor:
+        """Row of every entry, int64 [nnz]."""
+        return torch.repeat_interleave(self.crow.diff().long())
+
+    def with_values(self, values: Tensor) -> SparseOperator:
+        """The operator with other values [nnz] in the same places, not called symmetric; its transpose needs no sort
+        once this one's is known.
+        """
+        other = SparseOperator(self.crow, self.col, values, self.shape)
+        other._transposition = self.transposition
+        return other
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -157,6 +190,7 @@ class SparseOperator:
         state = self.__dict__.copy()
         state["_csr"] = None
         state["_transpose"] = None
+        state["_transposition"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -408,6 +442,97 @@ def bipartite_adjacency(
         GuiderError: if ids are out of range, lengths differ, or a weight is negative or not finite.
     """
     return BipartiteGraph(users, items, n_users, n_items, weights).adjacency()
+
+
+def mean_adjacency(
+    users: ArrayLike, items: ArrayLike, n_users: int, n_items: int, *, self_loops: bool = False
+) -> SparseOperator:
+    """The user-item graph that averages over neighbours, D^-1 A on N = n_users + n_items nodes.
+
+    Args:
+        users, items: integer arrays [nnz], ids from 0; a repeated pair is one edge of weight 1.
+        n_users, n_items: numbers of users and items.
+        self_loops: whether a node counts among its neighbours, D^-1 (A + I).
+
+    Returns:
+        A float32 :class:`SparseOperator` [N, N] on the CPU, not symmetric. A node without neighbours has a zero
+        row.
+
+    Raises:
+        GuiderError: if ids are out of range or lengths differ.
+    """
+    pattern = bipartite_adjacency(users, items, n_users, n_items).to_scipy()
+    pattern.data[:] = 1.0
+    if self_loops:
+        pattern = pattern + sp.eye(pattern.shape[0], format="csr")
+    counts = np.diff(pattern.indptr)
+    return SparseOperator.from_scipy(sp.diags(1.0 / np.maximum(counts, 1)) @ pattern)
+
+
+def cooccurrence_graph(users: ArrayLike, items: ArrayLike, n_users: int, n_items: int, k: int) -> SparseOperator:
+    """Users who share most items, each row weighted by a softmax over the numbers of shared items.
+
+    With c_uv = |I_u and I_v| and N_u the k users v != u with the largest c_uv > 0 (of equal ones the lower id),
+    S_uv = exp(c_uv) / sum over v' in N_u of exp(c_uv'). Built in blocks of users, so that no more than some
+    million counts are in memory.
+
+    Args:
+        users, items: integer arrays [nnz], ids from 0; a repeated pair counts once.
+        n_users, n_items: numbers of users and items.
+        k: neighbours of a user; no more than share an item.
+
+    Returns:
+        A float32 :class:`SparseOperator` [n_users, n_users] on the CPU, not symmetric. A user who shares no item
+        with anybody has a zero row.
+
+    Raises:
+        GuiderError: if k < 1, ids are out of range or lengths differ.
+
+    Source: Wang et al., DualGNN: Dual Graph Neural Network for Multimedia Recommendation, IEEE Transactions on
+    Multimedia 2021.
+    """
+    if k < 1:
+        raise GuiderError(f"k must be 1 or more, not {k}.")
+    u, i = _pairs(users, items, n_users, n_items)
+    profiles = sp.csr_matrix((np.ones(u.size, dtype=np.float32), (u, i)), shape=(n_users, n_items))
+    profiles.data[:] = 1.0
+    readers = profiles.T.tocsr()
+    # what a row of counts may cost at most: everybody who has one of the user's items
+    cost = profiles @ np.diff(readers.indptr)
+    block = np.cumsum(cost) // _BLOCK_COUNTS
+    starts = np.flatnonzero(np.diff(block, prepend=-1))
+    rows, columns, values = [], [], []
+    for start, stop in zip(starts, np.append(starts[1:], n_users), strict=True):
+        counts = (profiles[start:stop] @ readers).tocoo()
+        row, column, count = counts.row + start, counts.col, counts.data
+        other = row != column
+        row, column, count = row[other], column[other], count[other]
+        order = np.lexsort((column, -count, row))
+        row, column, count = row[order], column[order], count[order]
+        first = np.searchsorted(row, row)
+        kept = np.arange(row.size) - first < k
+        # the largest count of a row comes first
+        weight = np.exp((count - count[first])[kept].astype(np.float64))
+        rows.append(row[kept])
+        columns.append(column[kept])
+        values.append(weight)
+    chosen = sp.csr_matrix(
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(n_users, n_users)
+    )
+    total = np.asarray(chosen.sum(axis=1)).ravel()
+    return SparseOperator.from_scipy(sp.diags(1.0 / np.where(total > 0, total, 1.0)) @ chosen)
+
+
+def user_item_block(adjacency: SparseOperator, n_users: int) -> SparseOperator:
+    """The block [n_users, n_items] of a bipartite adjacency that carries items to their users.
+
+    Args:
+        adjacency: [N, N], users first.
+        n_users: number of users.
+    """
+    return SparseOperator.from_scipy(
+        adjacency.to_scipy()[:n_users, n_users:], dtype=adjacency.dtype
+    ).to(adjacency.device)
 
 
 def prune_by_degree(

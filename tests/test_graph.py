@@ -22,6 +22,7 @@ from recbole_guider.graph import (
     propagate,
     propagate_mean,
     prune_by_degree,
+    user_item_block,
 )
 
 N_USERS, N_ITEMS = 23, 17
@@ -341,3 +342,25 @@ def test_combine_keeps_symmetry(operator):
     both = combine([operator, operator], [2.0, 1.0])
     assert both.symmetric
     torch.testing.assert_close(both.to_dense(), 3 * operator.to_dense())
+
+
+def _pattern(rows: int, columns: int, seed: int = 0) -> SparseOperator:
+    matrix = sp.random(rows, columns, density=0.3, random_state=seed, format="csr")
+    return SparseOperator.from_scipy(matrix, dtype=torch.float64)
+
+
+def test_other_values_in_the_same_places_transpose_without_a_sort() -> None:
+    pattern = _pattern(7, 5)
+    values = torch.arange(1.0, pattern.nnz + 1, dtype=torch.float64)
+    other = pattern.with_values(values)
+    expected = sp.csr_matrix((values.numpy(), pattern.col.numpy(), pattern.crow.numpy()), shape=(7, 5)).toarray()
+    np.testing.assert_array_equal(other.to_dense().numpy(), expected)
+    np.testing.assert_array_equal(other.T.to_dense().numpy(), expected.T)
+    assert other.transposition is pattern.transposition
+    np.testing.assert_array_equal(pattern.rows.numpy(), np.repeat(np.arange(7), np.diff(pattern.crow.numpy())))
+
+
+def test_the_user_item_block_carries_items_to_their_users() -> None:
+    adjacency = bipartite_adjacency([0, 0, 2], [1, 3, 1], 3, 4)
+    block = user_item_block(adjacency, 3)
+    torch.testing.assert_close(block.to_dense(), adjacency.to_dense()[:3, 3:])

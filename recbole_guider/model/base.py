@@ -85,9 +85,8 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
 
     def ranking_loss(self, encoding: Encoding, interaction: Interaction) -> Tensor:
         """How observed items are ranked above sampled ones; scalar. By default BPR, ``- mean log sig(y_ui - y_uj)``."""
-        user = encoding.users[interaction[self.USER_ID]]
-        positive = (user * encoding.items[interaction[self.ITEM_ID]]).sum(dim=1)
-        negative = (user * encoding.items[interaction[self.NEG_ITEM_ID]]).sum(dim=1)
+        user, item, other = self.batch_rows(encoding.users, encoding.items, interaction)
+        positive, negative = (user * item).sum(dim=1), (user * other).sum(dim=1)
         return -logsigmoid(positive - negative).mean()
 
     def auxiliary_loss(self, encoding: Encoding, interaction: Interaction) -> Tensor | float:
@@ -105,6 +104,22 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
             + self.auxiliary_loss(encoding, interaction)
             + self.regulariser(encoding, interaction)
         )
+
+    def batch_rows(self, users: Tensor, items: Tensor, interaction: Interaction) -> list[Tensor]:
+        """A batch's rows of a user and an item matrix: its users, their items, and sampled items where it has any.
+
+        Args:
+            users, items: ``[n_users, d]`` and ``[n_items, e]``.
+            interaction: the batch, of B interactions.
+
+        Returns:
+            Two or three matrices of B rows.
+        """
+        # index_select: its backward pass is faster than that of an index in brackets
+        rows = [users.index_select(0, interaction[self.USER_ID]), items.index_select(0, interaction[self.ITEM_ID])]
+        if self.NEG_ITEM_ID in interaction:
+            rows.append(items.index_select(0, interaction[self.NEG_ITEM_ID]))
+        return rows
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """User matrix ``[n_users, d]`` and item matrix ``[n_items, d]`` of :meth:`encode`."""

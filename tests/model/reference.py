@@ -8,6 +8,8 @@ A fixture is ``fixtures/<Model>.npz`` of plain arrays. These keys have a meaning
     batch                   int32 [3, B]: users, their items, sampled items
     scores                  float32 [n_users, n_items], expected
     loss                    scalar, expected
+    weight.<name>           a parameter, by the reference's name
+    gradient.<name>         the loss's gradient by it, expected
 """
 
 from __future__ import annotations

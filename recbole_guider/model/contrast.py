@@ -1,0 +1,34 @@
+"""The contrastive loss that graph recommenders share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from recbole_guider.losses import soft_negative
+
+
+def info_nce(view: Tensor, other: Tensor, temperature: float) -> Tensor:
+    r"""InfoNCE of two views of the same B things: each row of one shall recognise its own row among all of the other.
+
+    - mean_b log[ exp(cos(a_b, o_b) / tau) / sum_c exp(cos(a_b, o_c) / tau) ],
+
+    as one autograd node that keeps one [B, B] array.
+
+    Args:
+        view, other: a, o ``[B, d]``, any lengths.
+        temperature: tau > 0.
+
+    Returns:
+        A scalar; 0 for no rows.
+
+    Raises:
+        GuiderError: the temperature is not above 0.
+
+    Source: van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018.
+    """
+    if not len(view):
+        return view.sum()
+    view, other = normalize(view, dim=1), normalize(other, dim=1)
+    own = (view * other).sum(dim=1)
+    return (soft_negative(view, other, temperature=temperature) - own).sum() / (temperature * len(view))

@@ -1,0 +1,90 @@
+"""What the tests of every backbone need: models on the toy data, a few steps of training, and what must not matter."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import init_seed
+
+from recbole_guider.config import GuiderConfig
+from recbole_guider.data.dataset import build_dataset, prepare_data
+
+
+def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any]:
+    """A model on the toy data, and its training loader."""
+    config = GuiderConfig(model, "toy", config_dict={**toy, **changes}, command_line=[])
+    init_seed(config["seed"], True)
+    train, _, _ = prepare_data(config, build_dataset(config))
+    init_seed(config["seed"], True)
+    return config.model_class(config, train.dataset), train
+
+
+def with_modalities(toy: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The toy settings with these modalities; ``again`` is the image a second time."""
+    known = {**toy["modalities"], "again": toy["modalities"]["image"]}
+    return {**toy, "modalities": {name: known[name] for name in names}}
+
+
+def losses_of_training(model: Any, train: Any, steps: int = 25, learning_rate: float = 0.02) -> list[float]:
+    """The loss before each of ``steps`` steps of Adam on one batch, the same random choices at every step."""
+    model.train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    batch = next(iter(train))
+    state = model.get_extra_state()
+    losses = []
+    for _ in range(steps):
+        model.set_extra_state(state)
+        optimiser.zero_grad()
+        loss = model.calculate_loss(batch)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+def scores_and_loss(model: Any, train: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of all real users for all real items, and the loss of a batch of training pairs."""
+    users = Interaction({model.USER_ID: torch.arange(1, model.n_users)})
+    pairs = train.dataset.inter_feat[torch.arange(32)]
+    other = Interaction({model.NEG_ITEM_ID: pairs[model.ITEM_ID].roll(5)})
+    pairs.update(other)
+    state = deepcopy(model.state_dict())  # a loss may draw random numbers, or remember its batch
+    model.eval()
+    with torch.no_grad():
+        scores = model.full_sort_predict(users).view(model.n_users - 1, -1)[:, 1:]
+        loss = model.train().calculate_loss(pairs)
+    model.load_state_dict(state)
+    return scores, loss
+
+
+def assert_padding_has_no_influence(model: Any, train: Any) -> None:
+    """Whatever row 0 of the users' and items' parameters holds, scores and loss of the others stay the same."""
+    before = scores_and_loss(model, train)
+    with torch.no_grad():
+        changed = 0
+        for parameter in model.parameters():
+            if parameter.dim() == 2 and len(parameter) in (model.n_users, model.n_items):
+                parameter[0] = 100.0
+                changed += 1
+    assert changed
+    after = scores_and_loss(model, train)
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=0.0)
+
+
+def assert_absent_rows_have_no_influence(model: Any, train: Any) -> None:
+    """Whatever stands in place of missing content, scores and loss stay the same (models with trainable content)."""
+    before = scores_and_loss(model, train)
+    changed = 0
+    with torch.no_grad():
+        for content in model.content:
+            absent = ~content.present
+            content.values[absent] = 7.0 * torch.randn(int(absent.sum()), content.dim)
+            changed += int(absent[1:].sum())
+    assert changed, "the toy text lacks rows"
+    after = scores_and_loss(model, train)
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=0.0)
