@@ -35,8 +35,10 @@ class Edges:
     def __init__(self, rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> None:
         row, column = rows.numpy(), columns.numpy()
         key = row * shape[1] + column
-        inside = not row.size or (0 <= row.min() and row.max() < shape[0] and 0 <= column.min() < shape[1] > column.max())
-        if not inside or np.any(np.diff(key) <= 0):
+        outside = any(
+            ids.size and (ids.min() < 0 or ids.max() >= size) for ids, size in zip((row, column), shape, strict=True)
+        )
+        if outside or np.any(np.diff(key) <= 0):
             raise GuiderError(f"Edges must be distinct pairs within {shape}, sorted by row and then by column.")
         self.shape = (int(shape[0]), int(shape[1]))
         self.rows, self.columns = rows, columns
