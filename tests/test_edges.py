@@ -33,7 +33,9 @@ def _inputs(edges: Edges) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return values, a, b
 
 
-def _operations(edges: Edges, values: torch.Tensor, a: torch.Tensor, b: torch.Tensor, dense: bool) -> list[torch.Tensor]:
+def _operations(
+    edges: Edges, values: torch.Tensor, a: torch.Tensor, b: torch.Tensor, dense: bool
+) -> list[torch.Tensor]:
     if dense:
         matrix = _dense(edges, values)
         return [matrix @ b, matrix.T @ a, (a @ b.T)[edges.rows, edges.columns]]
@@ -46,10 +48,9 @@ def test_operations_and_their_gradients(edges: Edges, which: int) -> None:
     for dense in (False, True):
         inputs = _inputs(edges)
         out = _operations(edges, *inputs, dense)[which]
-        first = torch.autograd.grad(out.sin().sum(), inputs, create_graph=True, allow_unused=True, materialize_grads=True)
-        second = torch.autograd.grad(
-            sum(each.square().sum() for each in first), inputs, allow_unused=True, materialize_grads=True
-        )
+        options = {"allow_unused": True, "materialize_grads": True}
+        first = torch.autograd.grad(out.sin().sum(), inputs, create_graph=True, **options)
+        second = torch.autograd.grad(sum(each.square().sum() for each in first), inputs, **options)
         results.append([out, *first, *second])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)

@@ -29,7 +29,7 @@ class GRCN(FactorisedRecommender):
     are [p_u + sum_i a_ui z_i] and [z_i + sum_u b_ui p_u]. An edge counts with its most confident modality, or not at
     all: with c the confidences of nodes in modalities,
 
-        from item to user   w_ui = relu( max_m a_ui^m c_i^m ),     from user to item   w_iu = relu( max_m b_ui^m c_u^m ).
+        from item to user   w_ui = relu( max_m a_ui^m c_i^m ),   from user to item   w_iu = relu( max_m b_ui^m c_u^m ).
 
     Convolving. ID embeddings of unit length are passed over the edges so weighted, E + W E + W^2 E (``n_layers`` = 2).
     U and V are the ID view and the content views side by side. The loss of a batch is

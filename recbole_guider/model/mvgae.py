@@ -41,7 +41,8 @@ class MVGAE(FactorisedRecommender):
     and mu + 0.1 exp(v / 2) noise in training. For one Gaussian, with y the scores, the loss per interaction of a
     batch of B is
 
-        - mean log2 sig(y_ui - y_uj) + beta / B * KL,   KL = - 1/2 mean over nodes, sum over entries (1 + v - mu^2 - e^v),
+        - mean log2 sig(y_ui - y_uj) + beta / B * KL,
+        KL = - 1/2 mean over nodes of the sum over entries of (1 + v - mu^2 - exp(v)),
 
     j being the sampled item of the pair, or, with ``negatives: batch``, that of the batch's sampled items with the
     highest score. The loss is the sum over the product and all of its factors. The public code has B times this loss;

@@ -68,7 +68,7 @@ def test_is_the_paper_s_formula(toy: dict[str, Any]) -> None:
         items[~content.present] = 0.0
         x = normalize(torch.cat([preference, items]))
         views.append(x + graph @ x + graph @ graph @ x + graph @ graph @ graph @ x)
-    fused = sum(weight[:, None] * view[: model.n_users] for weight, view in zip(model.modality_weight.T, views))
+    fused = sum(model.modality_weight[:, m, None] * view[: model.n_users] for m, view in enumerate(views))
     users, items = model.embeddings()
     torch.testing.assert_close(users, fused + alike @ fused, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(items, sum(view[model.n_users :] for view in views), rtol=1e-4, atol=1e-6)
