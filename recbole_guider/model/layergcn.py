@@ -42,7 +42,7 @@ class LayerGCN(PrunedGraphRecommender):
     Source: Zhou, Lin, Liu and Miao, Layer-refined Graph Convolutional Networks for Recommendation, ICDE 2023.
 
     Raises:
-        GuiderError: ``n_layers`` is below 1, or ``pruning`` or ``dropout`` is none of the choices.
+        GuiderError: ``n_layers`` is below 1, ``dropout`` is no share below 1, or ``pruning`` is none of the choices.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
