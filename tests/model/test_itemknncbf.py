@@ -14,7 +14,6 @@ from test_models import built, pairs_of
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.errors import GuiderError
-from recbole_guider.graph import shrunk_cosine_graph
 
 
 def test_agrees_with_its_reference(tmp_path: Path) -> None:
@@ -53,17 +52,6 @@ def test_scores_against_a_loop(modalities: list[str], toy: dict[str, Any]) -> No
     assert not scores[:, ~torch.tensor(has_content)].any()
     pairs = Interaction({"user_id": torch.tensor([3, 3, 7, 60]), "item_id": torch.tensor([1, 2, 40, 5])})
     torch.testing.assert_close(model.predict(pairs), scores[pairs["user_id"], pairs["item_id"]])
-
-
-def test_the_graph_is_the_same_in_blocks_of_any_size_and_sparse() -> None:
-    features = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    whole = shrunk_cosine_graph(features, 4, 1.5, block=50).to_dense()
-    for block in (1, 7, 49):
-        torch.testing.assert_close(shrunk_cosine_graph(features, 4, 1.5, block=block).to_dense(), whole)
-    assert int((whole != 0).sum()) == 4 * 50
-    # without shrinkage: cosines
-    plain = shrunk_cosine_graph(features, 1, 0.0).to_dense()
-    torch.testing.assert_close(plain, torch.eye(50))
 
 
 def test_a_run_scores_as_the_model_it_reloads(toy: dict[str, Any]) -> None:

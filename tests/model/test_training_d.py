@@ -40,6 +40,13 @@ def test_an_epoch_denoised(model: str, student_loss: str, toy: dict[str, Any]) -
     assert np.isfinite(list(result["test_result"].values())).all()
 
 
+@pytest.mark.parametrize("teacher", ["LayerGCN", "DGCN"])
+def test_an_epoch_as_a_teacher(teacher: str, toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 1, "guider": {"teacher": teacher}}
+    result = run_recbole_guider("GUIDER_FREEDOM", "toy", config_dict=settings)
+    assert np.isfinite(list(result["test_result"].values())).all()
+
+
 @pytest.mark.parametrize("model", TRAINED)
 def test_the_loss_falls_and_the_planted_tastes_are_learned(model: str, toy: dict[str, Any]) -> None:
     config = GuiderConfig(model, "toy", config_dict={**toy, "epochs": 15, "drop_iterations": 1}, command_line=[])
