@@ -89,7 +89,7 @@ class Guider(FactorisedRecommender):
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         state = dict(state)
-        self._batch = int(state.pop("batch"))
+        self._batch = int(state.pop("batch", 0))  # every pass of the student begins at 0: it may be lacking
         super().set_extra_state(state)
 
     # -- what the trainer tells the model -------------------------------------------------------------------------
