@@ -24,10 +24,10 @@ from recbole_guider import compat
 from recbole_guider.errors import GuiderError
 from recbole_guider.registry import PREFIX, backbone_class, check_trainable, get_model_class
 from recbole_guider.resources import dataset_configs_dir, properties_dir
-from recbole_guider.settings import GuiderSettings
+from recbole_guider.settings import GuiderSettings, MirrorGradientSettings
 
 #: Keys whose mappings are merged key by key over all sources; RecBole replaces other mappings as a whole.
-BLOCKS = ("guider", "modalities", "noise")
+BLOCKS = ("guider", "modalities", "noise", "mirror_gradient")
 
 #: Arguments of the launchers themselves (run_recbole_guider.py, recbole-guider), which are not settings.
 _LAUNCHER_FLAGS = {
@@ -126,7 +126,8 @@ class GuiderConfig(Config):
         # RecBole appends to its module-level lists, so that one configuration would show the keys of another
         self.parameters = {category: list(keys) for category, keys in self.parameters.items()}
         self.parameters["Guider"] = [
-            *("backbone", "guider", "modalities", "eval_mask", "noise", "eval_memory_mb", "device", "backend")
+            *("backbone", "guider", "modalities", "eval_mask", "noise", "mirror_gradient", "eval_memory_mb"),
+            *("device", "backend"),
         ]
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
@@ -230,7 +231,7 @@ class GuiderConfig(Config):
         return final
 
     def _apply_settings(self, final: dict[str, Any]) -> None:
-        """Validate ``guider``, ``eval_mask`` and ``noise``, and complete them."""
+        """Validate ``guider``, ``eval_mask``, ``noise`` and ``mirror_gradient``, and complete them."""
         experiment = self._experiment()
         if not self._guider_on:
             self.guider_settings = None
@@ -254,6 +255,8 @@ class GuiderConfig(Config):
                 raise GuiderError(f"guider.teacher: {error}") from error
         assert checked is not None  # as above
         final["eval_mask"], final["noise"] = checked.eval_mask, checked.noise.model_dump()
+        mirror_gradient = MirrorGradientSettings.from_block(final["mirror_gradient"])
+        final["mirror_gradient"] = None if mirror_gradient is None else mirror_gradient.model_dump()
 
     def _experiment(self) -> dict[str, Any]:
         """``eval_mask`` and ``noise``: keys of the guider block, and top-level ones that also serve plain

@@ -33,6 +33,7 @@ __all__ = [
     "propagate",
     "propagate_mean",
     "prune_by_degree",
+    "shrunk_cosine_graph",
     "user_item_block",
 ]
 
@@ -597,6 +598,36 @@ def _neighbours(similarity: Tensor, k: int) -> Tensor:
     return columns.sort(dim=1).values
 
 
+def _content(
+    features: np.ndarray | Tensor, k: int, present: np.ndarray | Tensor | None, block: int | None
+) -> tuple[Tensor, Tensor]:
+    """Checked arguments of a nearest-neighbour graph: the features in float32, and who is present."""
+    x = (
+        features.detach()
+        if isinstance(features, Tensor)
+        else torch.from_numpy(np.array(features, dtype=np.float32))
+    )
+    if x.dim() != 2:
+        raise GuiderError(f"features must be a matrix [items, dimensions], not {x.dim()}-dimensional.")
+    if k < 1:
+        raise GuiderError(f"k must be 1 or more, not {k}.")
+    if block is not None and block < 1:
+        raise GuiderError(f"block must be 1 or more, not {block}.")
+    n, device = x.shape[0], x.device
+    there = torch.ones(n, dtype=torch.bool, device=device)
+    if present is not None:
+        there = torch.as_tensor(present, dtype=torch.bool).to(device)
+        if there.shape != (n,):
+            raise GuiderError(
+                f"present must have one entry for each of the {n} items, not {tuple(there.shape)}."
+            )
+    x = x.float()
+    bad = torch.nonzero(there & ~torch.isfinite(x).all(1)).squeeze(1)
+    if bad.numel():
+        raise GuiderError(f"The features of item {int(bad[0])} are not finite.")
+    return x, there
+
+
 def knn_graph(
     features: np.ndarray | Tensor,
     k: int,
@@ -628,31 +659,10 @@ def knn_graph(
     Raises:
         GuiderError: if shapes do not fit, k < 1, or a present row is not finite.
     """
-    x = (
-        features.detach()
-        if isinstance(features, Tensor)
-        else torch.from_numpy(np.array(features, dtype=np.float32))
-    )
-    if x.dim() != 2:
-        raise GuiderError(f"features must be a matrix [items, dimensions], not {x.dim()}-dimensional.")
-    if k < 1:
-        raise GuiderError(f"k must be 1 or more, not {k}.")
-    if block is not None and block < 1:
-        raise GuiderError(f"block must be 1 or more, not {block}.")
     if weighting not in ("binary", "similarity"):
         raise GuiderError(f"weighting must be 'binary' or 'similarity', not {weighting!r}.")
+    x, there = _content(features, k, present, block)
     n, device = x.shape[0], x.device
-    there = torch.ones(n, dtype=torch.bool, device=device)
-    if present is not None:
-        there = torch.as_tensor(present, dtype=torch.bool).to(device)
-        if there.shape != (n,):
-            raise GuiderError(
-                f"present must have one entry for each of the {n} items, not {tuple(there.shape)}."
-            )
-    x = x.float()
-    bad = torch.nonzero(there & ~torch.isfinite(x).all(1)).squeeze(1)
-    if bad.numel():
-        raise GuiderError(f"The features of item {int(bad[0])} are not finite.")
     ids = torch.nonzero(there & (x != 0).any(1)).squeeze(1)
     x = x[ids]
     # Divided by the largest entry first, so that squares neither overflow nor vanish.
@@ -683,6 +693,55 @@ def knn_graph(
     counts[ids] = k
     crow = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     return SparseOperator(crow, ids[columns].flatten(), values.float().flatten(), (n, n))
+
+
+def shrunk_cosine_graph(
+    features: np.ndarray | Tensor,
+    k: int,
+    shrink: float = 0.0,
+    present: np.ndarray | Tensor | None = None,
+    block: int | None = None,
+) -> SparseOperator:
+    """The k most similar items of every item with their similarities, built in blocks of rows.
+
+    S_ij = <x_i, x_j> / (|x_i| |x_j| + shrink) if j is among the k items for which this is largest, i itself
+    included, else 0. Nothing is normalised and S is not symmetric. Never more than one block of similarities,
+    [block, n], is in memory. Equal similarities: the lower id wins.
+
+    Args:
+        features: floats [n, d], computed in float32 on their own device; neither centred nor scaled here.
+        k: neighbours of an item; no more than there are.
+        shrink: number >= 0 that makes small vectors less similar to anything.
+        present: bool [n]; an absent item has no edges and is nobody's neighbour. So has a row of zeros.
+        block: rows of similarities at a time; None takes about 32 MB.
+
+    Returns:
+        A float32 :class:`SparseOperator` [n, n] on the features' device.
+
+    Raises:
+        GuiderError: if shapes do not fit, k < 1, shrink < 0, or a present row is not finite.
+    """
+    if not shrink >= 0:
+        raise GuiderError(f"shrink must be 0 or more, not {shrink}.")
+    x, there = _content(features, k, present, block)
+    n, device = x.shape[0], x.device
+    ids = torch.nonzero(there & (x != 0).any(1)).squeeze(1)
+    x = x[ids]
+    m = ids.numel()
+    k = min(k, m)
+    length = x.norm(dim=1)
+    columns = torch.empty((m, k), dtype=torch.int64, device=device)
+    values = torch.empty((m, k), device=device)
+    block = block or max(1, _BLOCK_BYTES // (4 * max(m, 1)))
+    for start in range(0, m, block):
+        stop = min(start + block, m)
+        similarity = (x[start:stop] @ x.T).div_(torch.outer(length[start:stop], length).add_(shrink))
+        columns[start:stop] = _neighbours(similarity, k)
+        values[start:stop] = similarity.gather(1, columns[start:stop])
+    counts = torch.zeros(n, dtype=torch.int64, device=device)
+    counts[ids] = k
+    crow = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    return SparseOperator(crow, ids[columns].flatten(), values.flatten(), (n, n))
 
 
 def combine(operators: Sequence[SparseOperator], weights: Sequence[float] | None = None) -> SparseOperator:

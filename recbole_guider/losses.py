@@ -1,6 +1,5 @@
-"""DBPR: the denoised BPR loss of the teacher, as a pure function of scores.
-
-The formulas are this project's definitions.
+"""DBPR, the denoised BPR loss of the teacher, as a pure function of scores; its formulas are this project's. And the
+L2 term that recommenders share.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch.nn.functional import softplus
 
 from recbole_guider.errors import GuiderError
 
-__all__ = ["DBPR_FORMS", "dbpr_loss", "soft_negative"]
+__all__ = ["DBPR_FORMS", "dbpr_loss", "l2_penalty", "soft_negative"]
 
 DBPR_FORMS = ("pairwise", "softmax")
 # exp(-2 x) is still a normal float32 number.
@@ -172,6 +171,20 @@ class _SoftNegative(torch.autograd.Function):
         factor = torch.where(total > 0, gradients[0] / total, 0.0)[:, None]
         of_users, of_items = factor * (weight @ v), weight.T @ (factor * u)
         return of_users.to(ctx.types[0]), of_items.to(ctx.types[1]), None, None
+
+
+def l2_penalty(*rows: Tensor) -> Tensor:
+    """Half the squared lengths of the embeddings of a batch, added over the tensors, averaged over the batch.
+
+    ``1 / (2 B) * sum over tensors and rows of |row|^2``.
+
+    Args:
+        rows: one or more tensors ``[B, d]``.
+
+    Returns:
+        A scalar.
+    """
+    return torch.stack([each.square().sum() for each in rows]).sum() / (2 * len(rows[0]))
 
 
 def _batch_mean(terms: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The guider block: every key with its type, its range, its default and its meaning."""
+"""The guider and mirror_gradient blocks: every key with its type, its range, its default and its meaning."""
 
 from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import numpy as np
@@ -108,6 +108,46 @@ class NoiseSettings(_Settings):
     seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of both")
 
 
+class MirrorGradientSettings(_Settings):
+    """``mirror_gradient``, a key of its own beside the ``guider`` block: every ``interval``-th batch takes a step down
+    its loss and a smaller one back up. ``properties/overall.yaml`` shows the same keys and defaults.
+    """
+
+    interval: Annotated[int, Field(ge=1)] = Field(default=3, description="the batches from one mirrored to the next")
+    alpha: Positive = Field(default=1.0, description="the weight of the loss in the first step, down")
+    beta: NonNegative = Field(default=0.2, description="the weight of the loss in the second step, up; below alpha")
+
+    @classmethod
+    def from_block(cls, block: Mapping[str, Any] | bool | None) -> MirrorGradientSettings | None:
+        """The settings that a configuration's ``mirror_gradient`` stands for.
+
+        Args:
+            block: a mapping with any part of the keys; True for all defaults; False or None for no mirror gradient.
+
+        Raises:
+            GuiderError: a key that does not exist, a value of another type or out of range, ``beta`` not below
+                ``alpha``.
+        """
+        if block is None or block is False:
+            return None
+        if block is True:
+            return cls()
+        if not isinstance(block, Mapping):
+            raise GuiderError(
+                f"mirror_gradient is {block!r}: give true, null or a block of keys ({', '.join(cls.model_fields)})."
+            )
+        try:
+            settings = cls.model_validate(_plain(block, cls))
+        except ValidationError as error:
+            raise GuiderError(_explain(error, cls, "mirror_gradient")) from None
+        if settings.beta >= settings.alpha:
+            raise GuiderError(
+                f"mirror_gradient.beta is {settings.beta}: it must be below mirror_gradient.alpha, which is "
+                f"{settings.alpha}, or training would climb."
+            )
+        return settings
+
+
 class GuiderSettings(_Settings):
     """The whole ``guider`` block. Immutable; ``properties/guider.yaml`` shows the same keys and defaults."""
 
@@ -153,7 +193,7 @@ class GuiderSettings(_Settings):
         try:
             return cls.model_validate(_plain(block, cls))
         except ValidationError as error:
-            raise GuiderError(_explain(error)) from None
+            raise GuiderError(_explain(error, cls, "guider")) from None
 
     def to_dict(self) -> dict[str, Any]:
         """All keys with their values as plain Python, nested like the block."""
@@ -184,7 +224,7 @@ def _nested(field: FieldInfo) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def _dotted_keys(model: type[BaseModel], prefix: str = "guider") -> Iterator[str]:
+def _dotted_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         nested = _nested(field)
         yield f"{prefix}.{name}"
@@ -192,16 +232,16 @@ def _dotted_keys(model: type[BaseModel], prefix: str = "guider") -> Iterator[str
             yield from _dotted_keys(nested, f"{prefix}.{name}")
 
 
-def _explain(error: ValidationError) -> str:
-    """One sentence for the first mistake; a key that does not exist comes before a value that is wrong."""
+def _explain(error: ValidationError, settings: type[BaseModel], name: str) -> str:
+    """One sentence for the first mistake in the block ``name``; an unknown key comes before a value that is wrong."""
     mistakes = error.errors(include_url=False, include_context=False)
     mistake = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
-    model: type[BaseModel] = GuiderSettings
-    path = ["guider"]
+    model = settings
+    path = [name]
     for part in mistake["loc"]:
         path.append(str(part))
         if part not in model.model_fields:
-            return _explain_unknown(".".join(path), model)
+            return _explain_unknown(".".join(path), model, _dotted_keys(settings, name))
         field = model.model_fields[str(part)]
         nested = _nested(field)
         if nested is None:
@@ -214,13 +254,13 @@ def _explain(error: ValidationError) -> str:
     return f"{'.'.join(path)} is {value!r}: it must be {_allowed(field.annotation, field.metadata)}."
 
 
-def _explain_unknown(key: str, model: type[BaseModel]) -> str:
+def _explain_unknown(key: str, model: type[BaseModel], others: Iterable[str]) -> str:
     block, _, leaf = key.rpartition(".")
     # the names of the same block first, then those of all blocks
     known = {name: f"{block}.{name}" for name in model.model_fields}
     near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
     if not near:
-        known = {other.rpartition(".")[2]: other for other in _dotted_keys(GuiderSettings)}
+        known = {other.rpartition(".")[2]: other for other in others}
         near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
     guess = f"; did you mean {known[near[0]]}?" if near else "."
     return f"{key} is not a setting{guess} Allowed: {', '.join(model.model_fields)}."

@@ -20,6 +20,7 @@ from recbole_guider.amsc import Calibration
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
 from recbole_guider.checkpoint import PlainCheckpoints
 from recbole_guider.errors import GuiderError
+from recbole_guider.mirror_gradient import MirrorGradientTrainer
 
 #: What the three numbers of a GUIDER epoch are called in logs, bars and TensorBoard.
 LOSS_NAMES = ("teacher loss", "student loss", "distillation loss")
@@ -194,7 +195,8 @@ class GuiderTraining(PlainCheckpoints):
     def _teacher_pass(self, batches: Any, epoch_idx: int) -> float:
         self.optimizer.zero_grad(set_to_none=True)
         with self._teaching():
-            return Trainer._train_epoch(self, batches, epoch_idx, loss_func=self.model.teacher_loss)
+            # not the epoch of a backbone's own trainer: the teacher is another model
+            return MirrorGradientTrainer._train_epoch(self, batches, epoch_idx, loss_func=self.model.teacher_loss)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
@@ -292,13 +294,15 @@ class GuiderTraining(PlainCheckpoints):
         self.calibration_summary = state["calibration"]
 
 
-class GuiderTrainer(GuiderTraining, Trainer):
+class GuiderTrainer(GuiderTraining, MirrorGradientTrainer):
     """GUIDER's training around RecBole's standard trainer; backbones with a trainer of their own keep theirs."""
 
 
 @cache
 def _with(mixin: type, trainer: type) -> type:
-    return type(f"{mixin.__name__}{trainer.__name__}", (mixin, trainer), {"__module__": __name__})
+    # a trainer of RecBole's own derives from Trainer: in the order of bases MirrorGradientTrainer comes between the two
+    bases = (mixin, MirrorGradientTrainer) if trainer is Trainer else (mixin, trainer, MirrorGradientTrainer)
+    return type(f"{mixin.__name__}{trainer.__name__}", bases, {"__module__": __name__})
 
 
 def trainer_class(config: Any) -> type:

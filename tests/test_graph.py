@@ -22,6 +22,7 @@ from recbole_guider.graph import (
     propagate,
     propagate_mean,
     prune_by_degree,
+    shrunk_cosine_graph,
     user_item_block,
 )
 
@@ -364,3 +365,34 @@ def test_the_user_item_block_carries_items_to_their_users() -> None:
     adjacency = bipartite_adjacency([0, 0, 2], [1, 3, 1], 3, 4)
     block = user_item_block(adjacency, 3)
     torch.testing.assert_close(block.to_dense(), adjacency.to_dense()[:3, 3:])
+
+
+def test_shrunk_cosine_graph_is_its_formula_in_blocks_of_any_size() -> None:
+    features = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    features[7] = 0.0
+    present = np.ones(50, dtype=bool)
+    present[[0, 20]] = False
+    expected = np.zeros((50, 50))
+    there = [i for i in range(50) if present[i] and i != 7]
+    length = np.linalg.norm(features.astype(np.float64), axis=1)
+    for i in there:
+        similarity = {j: float(features[i] @ features[j]) / (length[i] * length[j] + 1.5) for j in there}
+        for j in sorted(there, key=similarity.__getitem__, reverse=True)[:4]:
+            expected[i, j] = similarity[j]
+    for block in (1, 7, 47, None):
+        graph = shrunk_cosine_graph(features, 4, 1.5, present, block)
+        assert graph.nnz == 4 * 47
+        np.testing.assert_allclose(graph.to_dense(), expected, rtol=1e-5, atol=1e-6)
+    # without shrinkage it is the cosine, and everybody's nearest item is itself
+    torch.testing.assert_close(shrunk_cosine_graph(features[8:20], 1).to_dense(), torch.eye(12))
+    # more neighbours than items; nobody at all
+    assert shrunk_cosine_graph(features[:7], 100).nnz == 49
+    assert shrunk_cosine_graph(features[:7], 3, present=np.zeros(7, dtype=bool)).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("k", "shrink", "message"), [(0, 1.0, "k must be 1"), (1, -1.0, "shrink must be 0"), (1, float("nan"), "shrink")]
+)
+def test_shrunk_cosine_graph_refuses_bad_arguments(k: int, shrink: float, message: str) -> None:
+    with pytest.raises(GuiderError, match=message):
+        shrunk_cosine_graph(np.ones((3, 2), dtype=np.float32), k, shrink)

@@ -76,3 +76,11 @@ def test_the_list_agrees_with_the_classes():
         "LightGCN",
         "NGCF",
     }
+
+
+def test_kinds_and_content_of_this_packages_models():
+    models = {info.name: info for info in list_models()}
+    # DGCN says what it is through LayerGCN, from which it derives
+    assert models["DGCN"][1:] == models["LayerGCN"][1:] == ("id-based", "none", "factorised")
+    assert models["MMGCF"][1:] == models["FREEDOM"][1:] == ("multimodal", "any", "factorised")
+    assert models["ItemKNNCBF"][1:] == ("traditional", "any", "none")

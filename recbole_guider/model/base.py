@@ -38,7 +38,7 @@ class SeededGenerators(nn.Module):
         return generators[name]
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """The state of every generator, as plain tensors."""
+        """The state of every generator, as plain tensors; a subclass adds whatever else its loss moves on."""
         return {name: generator.get_state() for name, generator in self.__dict__.get("_generators", {}).items()}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:

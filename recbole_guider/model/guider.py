@@ -83,6 +83,15 @@ class Guider(FactorisedRecommender):
         self._teacher_scores = False
         self._batch = 0
 
+    # the place in the epoch decides whether a batch is distilled: like the generators, it moves on with every loss
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return {**super().get_extra_state(), "batch": torch.tensor(self._batch)}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        state = dict(state)
+        self._batch = int(state.pop("batch", 0))  # every pass of the student begins at 0: it may be lacking
+        super().set_extra_state(state)
+
     # -- what the trainer tells the model -------------------------------------------------------------------------
 
     def set_calibration(self, users: np.ndarray, items: np.ndarray, is_clean: np.ndarray) -> None:

@@ -1,0 +1,39 @@
+"""The pages of docs/ against what they describe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from recbole_guider import list_models
+from recbole_guider.config import read_yaml
+from recbole_guider.registry import get_model_class
+from recbole_guider.resources import properties_dir
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+
+
+def rows() -> dict[str, list[str]]:
+    """Model -> the cells of its row after the name."""
+    lines = [line.strip("| ").split("|") for line in PAGE.read_text("utf-8").splitlines() if line.startswith("|")]
+    table = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+    return {name: cells for name, cells in table.items() if re.fullmatch(r"[A-Z]\w+", name)}
+
+
+def test_every_model_of_this_package_has_a_row_with_its_settings() -> None:
+    table = rows()
+    for info in list_models():
+        if not get_model_class(info.name).__module__.startswith("recbole_guider."):
+            continue
+        assert info.name in table, f"{info.name} has no row in docs/models.md"
+        paper, what, modalities, *settings = table[info.name]
+        assert paper and what
+        assert modalities == ("1 or more" if info.modalities == "any" else "none"), info.name
+        told = set(re.findall(r"`(\w+)`", settings[0] if settings else ""))
+        defaults = set(read_yaml(properties_dir() / "model" / f"{info.name}.yaml")) - {"embedding_size"}
+        assert told in (set(), defaults), f"{info.name}: docs/models.md and its property file disagree"
+
+
+def test_what_the_page_says_of_distillation_is_what_is_there() -> None:
+    text = PAGE.read_text("utf-8")
+    assert all(f"`{info.distillation}`" in text for info in list_models())

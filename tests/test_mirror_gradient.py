@@ -1,0 +1,288 @@
+"""Mirror gradient against updates written by hand, in plain and in GUIDER's training."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recbole.trainer import KGTrainer, NCLTrainer, RecVAETrainer, Trainer
+from torch.nn.utils import clip_grad_norm_
+
+from recbole_guider import load_data_and_model, run_recbole_guider
+from recbole_guider.checkpoint import PlainCheckpoints
+from recbole_guider.config import GuiderConfig, read_yaml
+from recbole_guider.errors import GuiderError
+from recbole_guider.mirror_gradient import _reaches_base
+from recbole_guider.quick_start import _prepare
+from recbole_guider.resources import properties_dir
+from recbole_guider.settings import MirrorGradientSettings
+from recbole_guider.trainer import GuiderTraining, _with
+
+# powers of two: weighting a gradient is exact, and so are the comparisons
+MIRROR = {"interval": 2, "alpha": 0.5, "beta": 0.25}
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+class Batches(list):
+    """Batches that were recorded, as a loader."""
+
+    shuffle = False
+
+
+def prepared(model: str, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
+    config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
+    trainer, train, valid, _ = _prepare(config)
+    return trainer, train, valid
+
+
+def by_hand(
+    model: Any, loss_of: Callable[[Any], Any], optimiser: Any, batches: Any, clip: float | None, amp: bool
+) -> float:
+    """An epoch of Algorithm 1, every step clipped; the second loss of a batch is that of a copy of the model as it was
+    before the first one, so that it draws the same."""
+    total = 0.0
+    everything = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def step(loss_model: Any, weight: float, batch: Any) -> float:
+        with torch.autocast("cpu") if amp else nullcontext():
+            losses = loss_of(loss_model)(batch)
+        loss = sum(losses) if isinstance(losses, tuple) else losses
+        loss_parameters = [parameter for parameter in loss_model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, loss_parameters, allow_unused=True)
+        for parameter, gradient in zip(everything, gradients, strict=True):
+            parameter.grad = None if gradient is None else weight * gradient
+        if clip:
+            clip_grad_norm_(everything, clip)
+        optimiser.step()
+        return float(loss.detach())
+
+    for number, batch in enumerate(batches):
+        if number % MIRROR["interval"]:
+            total += step(model, 1.0, batch)
+            continue
+        twin, draws = copy.deepcopy(model), torch.get_rng_state()
+        total += step(model, MIRROR["alpha"], batch)
+        after = torch.get_rng_state()
+        with torch.no_grad():
+            for old, new in zip(twin.parameters(), model.parameters(), strict=True):
+                old.copy_(new)
+        torch.set_rng_state(draws)
+        step(twin, -MIRROR["beta"], batch)
+        torch.set_rng_state(after)
+    return total
+
+
+def assert_same_parameters(got: Any, expected: Any, relative: float = 0.0, absolute: float = 0.0) -> None:
+    for (name, one), (_, other) in zip(got.named_parameters(), expected.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=relative, atol=absolute, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "learner", "clip", "amp"),
+    [
+        ("BPR", "sgd", None, False),
+        ("BPR", "adam", 0.05, False),
+        ("NGCF", "adam", None, False),  # dropout from torch's generator
+        ("FREEDOM", "adam", 0.05, True),
+        ("FREEDOM", "adam", None, False),  # a graph drawn anew in every epoch
+        ("DGCN", "sgd", 0.05, False),  # counts its batches
+    ],
+)
+def test_plain_training_against_updates_by_hand(
+    model: str, learner: str, clip: float | None, amp: bool, toy: dict[str, Any]
+) -> None:
+    settings = {
+        **toy, "learner": learner, "clip_grad_norm": {"max_norm": clip} if clip else None, "enable_amp": amp,
+        "mirror_gradient": MIRROR, "learning_rate": 0.05,
+    }
+    trainer, train, _ = prepared(model, settings)
+    reference = copy.deepcopy(trainer.model)
+    batches = Batches(train)
+    assert len(batches) >= 3
+    optimiser = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[learner](reference.parameters(), lr=0.05)
+    for _ in range(2):
+        draws = torch.get_rng_state()
+        total = trainer._train_epoch(batches, 0)
+        after = torch.get_rng_state()
+        torch.set_rng_state(draws)
+        reference.train()
+        expected = by_hand(reference, lambda twin: twin.calculate_loss, optimiser, batches, clip, amp)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert_same_parameters(trainer.model, reference)
+        # every batch counts once
+        assert float(total) == pytest.approx(expected, rel=1e-4)
+    if model == "DGCN":
+        assert trainer.model.iteration == 2 * len(batches)
+
+
+@pytest.mark.parametrize("backbone", ["FREEDOM", "DGCN"])
+@pytest.mark.parametrize("student_loss", ["own", "dbpr"])
+def test_guider_training_against_updates_by_hand(backbone: str, student_loss: str, toy: dict[str, Any]) -> None:
+    block = {"student_loss": student_loss, "distillation": {"interval": 2, "users": 20}, "dbpr": {"negatives": 16}}
+    settings = {**toy, "train_batch_size": 64, "guider": block, "clip_grad_norm": {"max_norm": 0.5}}
+    trainer, train, _ = prepared(f"GUIDER_{backbone}", {**settings, "mirror_gradient": MIRROR})
+    trainer._calibrate(train.dataset)
+    trainer._apply_calibration(train.dataset)
+    reference, naive_train, _ = prepared(f"GUIDER_{backbone}", settings)
+    reference._calibrate(naive_train.dataset)
+    reference._apply_calibration(naive_train.dataset)
+    assert_same_parameters(trainer.model, reference.model)
+    recorded = Batches(trainer._student_batches(train))  # RecBole's sampler draws from a generator of the process
+    trainer._student_batches = lambda data: recorded
+    draws = torch.get_rng_state()
+    losses = trainer._train_epoch(train, 0)
+    torch.set_rng_state(draws)
+
+    model = reference.model.train()
+    optimisers = [torch.optim.Adam(part.parameters(), lr=0.01) for part in (model.teacher, model.student)]
+    teacher_batches = Batches(reference._teacher_batches(naive_train))
+    assert len(teacher_batches) >= 5 and len(recorded) >= 5
+    teacher_loss = by_hand(model, lambda twin: twin.teacher_loss, optimisers[0], teacher_batches, 0.5, False)
+    model.zero_grad()
+    model.freeze_teacher()
+    student_losses = by_hand(model.train(), lambda twin: twin.calculate_loss, optimisers[1], recorded, 0.5, False)
+    # the trainer's optimiser is torch's fused Adam, which rounds in another way
+    assert_same_parameters(trainer.model, model, relative=1e-3, absolute=1e-5)
+    assert losses[0] == pytest.approx(teacher_loss, rel=1e-4)
+    assert losses[1] + losses[2] == pytest.approx(student_losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["GUIDER_DGCN", "GUIDER_MMGCF", "LayerGCN", "BPR"])
+def test_a_killed_run_resumes_to_the_same_weights(model: str, toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 4, "dropout": 0.3, "mirror_gradient": True}
+
+    def weights(resume: str | None, kill_after: int | None) -> tuple[dict[str, Any], str]:
+        trainer, train, valid = prepared(model, {**settings, "resume": resume})
+        if resume:
+            trainer.resume_checkpoint(resume)
+
+        def callback(epoch: int, score: float) -> None:
+            if epoch == kill_after:
+                raise Killed
+
+        try:
+            trainer.fit(train, valid, saved=True, callback_fn=callback)
+        except Killed:
+            return {}, trainer.last_model_file
+        return trainer.model.state_dict(), trainer.last_model_file
+
+    whole, _ = weights(None, None)
+    _, last_file = weights(None, kill_after=1)
+    resumed, _ = weights(last_file, None)
+    assert set(whole) == set(resumed)
+    for name, value in whole.items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, resumed[name]), name
+        else:  # the state of random streams, and counters
+            assert all(torch.equal(part, resumed[name][key]) for key, part in value.items()), name
+
+
+def test_it_changes_training_and_travels_with_the_checkpoint(toy: dict[str, Any]) -> None:
+    plain = run_recbole_guider("FREEDOM", "toy", config_dict=toy)
+    off = run_recbole_guider("FREEDOM", "toy", config_dict={**toy, "mirror_gradient": False})
+    mirrored = run_recbole_guider("FREEDOM", "toy", config_dict={**toy, "mirror_gradient": MIRROR})
+    assert plain["test_result"] == off["test_result"]
+    configs, models = zip(*(load_data_and_model(run["model_file"])[:2] for run in (plain, mirrored)), strict=True)
+    assert configs[0]["mirror_gradient"] is None and configs[1]["mirror_gradient"] == MIRROR
+    assert not torch.equal(models[0].item_embedding.weight, models[1].item_embedding.weight)
+
+
+def test_every_pass_of_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> None:
+    # RecVAE's epoch is several passes with loss functions and optimisers of its own
+    trainer, train, valid = prepared("RecVAE", {**toy, "mirror_gradient": MIRROR, "train_batch_size": 16})
+    steps = []
+    for optimiser in (trainer.optimizer_encoder, trainer.optimizer_decoder):
+        optimiser.register_step_post_hook(lambda *_, optimiser=optimiser: steps.append(optimiser))
+    trainer._train_epoch(train, 0)
+    mirrored = -(-len(train) // MIRROR["interval"])
+    passes = trainer.n_enc_epochs + trainer.n_dec_epochs
+    assert len(train) > 2 and len(steps) == passes * (len(train) + mirrored)
+
+
+def test_a_trainer_whose_steps_are_its_own_is_refused() -> None:
+    trainers = {Trainer: True, RecVAETrainer: True, KGTrainer: True, NCLTrainer: False}
+    for trainer, expected in trainers.items():
+        for mixin in (PlainCheckpoints, GuiderTraining):
+            assert _reaches_base(_with(mixin, trainer)) is expected, (mixin, trainer)
+
+
+def test_ncl_says_so_before_training(toy: dict[str, Any]) -> None:
+    with pytest.raises(GuiderError, match="NCL is trained by RecBole's NCLTrainer, which has steps of its own"):
+        run_recbole_guider("NCL", "toy", config_dict={**toy, "mirror_gradient": True})
+
+
+def test_the_bar_counts_mirrored_batches_twice(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, train, _ = prepared("BPR", {**toy, "mirror_gradient": {"interval": 2}, "train_batch_size": 64})
+    seen = []
+
+    def loop(self: Any, data: Any, *args: Any, **kwargs: Any) -> None:
+        seen.extend([len(data), len(list(data))])
+
+    monkeypatch.setattr(Trainer, "_train_epoch", loop)
+    trainer._train_epoch(train, 0)
+    assert seen == [len(train) + -(-len(train) // 2)] * 2
+
+
+# -- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        (False, None),
+        (True, MirrorGradientSettings()),
+        ({}, MirrorGradientSettings()),
+        ({"beta": 0.1}, MirrorGradientSettings(beta=0.1)),
+        ({"interval": 1, "alpha": 2}, MirrorGradientSettings(interval=1, alpha=2.0)),
+    ],
+)
+def test_blocks(given: Any, expected: Any, toy: dict[str, Any]) -> None:
+    config = GuiderConfig("BPR", "toy", config_dict={**toy, "mirror_gradient": given}, command_line=[])
+    assert config["mirror_gradient"] == (expected and expected.model_dump())
+    again = GuiderConfig.from_plain(config.to_plain())
+    assert again["mirror_gradient"] == config["mirror_gradient"]
+
+
+def test_sources_merge_key_by_key_and_null_switches_off(toy: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("mirror_gradient: {interval: 5}\n")
+    arguments = ["--mirror_gradient.beta=0.1"]
+    config = GuiderConfig("BPR", "toy", [str(file)], toy, arguments)
+    assert config["mirror_gradient"] == {"interval": 5, "alpha": 1.0, "beta": 0.1}
+    assert GuiderConfig("BPR", "toy", [str(file)], toy, ["--mirror_gradient=None"])["mirror_gradient"] is None
+    assert GuiderConfig("GUIDER_BPR", "toy", None, toy, [])["mirror_gradient"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"interval": 0}, r"mirror_gradient\.interval is 0: it must be a whole number >= 1\."),
+        ({"alpha": 0.0}, r"mirror_gradient\.alpha is 0\.0: it must be a number > 0\."),
+        ({"beta": -1}, r"mirror_gradient\.beta is -1: it must be a number >= 0\."),
+        ({"beta": 1.0}, r"mirror_gradient\.beta is 1\.0: it must be below mirror_gradient\.alpha, which is 1\.0"),
+        ({"betta": 0.1}, r"mirror_gradient\.betta is not a setting; did you mean mirror_gradient\.beta\?"),
+        (3, r"mirror_gradient is 3: give true, null or a block of keys \(interval, alpha, beta\)\."),
+    ],
+)
+def test_mistakes_are_told_before_training(given: Any, message: str, toy: dict[str, Any]) -> None:
+    with pytest.raises(GuiderError, match=message):
+        GuiderConfig("BPR", "toy", config_dict={**toy, "mirror_gradient": given}, command_line=[])
+
+
+def test_the_yaml_file_tells_the_defaults() -> None:
+    file = properties_dir() / "overall.yaml"
+    assert read_yaml(file)["mirror_gradient"] is None
+    told = dict(re.findall(r"^#   (\w+): (\S+) +# \(", file.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {name: float(value) for name, value in told.items()} == MirrorGradientSettings().model_dump()
