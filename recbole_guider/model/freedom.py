@@ -14,6 +14,7 @@ from recbole_guider.data.features import require_content
 from recbole_guider.errors import GuiderError
 from recbole_guider.graph import BipartiteGraph, SparseOperator, combine, knn_graph, propagate_mean
 from recbole_guider.model.base import Encoding, FactorisedRecommender
+from recbole_guider.model.content import modality_weights
 
 
 class FREEDOM(FactorisedRecommender):
@@ -52,7 +53,7 @@ class FREEDOM(FactorisedRecommender):
         self.dropout: float = config["dropout"]
         if not 0.0 <= self.dropout < 1.0:
             raise GuiderError(f"dropout is {self.dropout}: FREEDOM drops a share of the edges, 0 <= dropout < 1.")
-        weights = _modality_weights(config["modality_weights"], list(features))
+        weights = modality_weights(config["modality_weights"], list(features))
 
         interactions = dataset.inter_matrix(form="coo")
         self.edges = BipartiteGraph(interactions.row, interactions.col, self.n_users, self.n_items)
@@ -116,15 +117,3 @@ class FREEDOM(FactorisedRecommender):
             margin = (user * (projection(values[item]) - projection(values[other]))).sum(dim=1)
             total = total - (logsigmoid(margin) * both).sum() / len(both)
         return self.reg_weight * total
-
-
-def _modality_weights(given: dict[str, float] | None, names: list[str]) -> dict[str, float]:
-    """Weights that sum to 1 over ``names``: equal ones, or those given."""
-    if given is None:
-        return {name: 1.0 / len(names) for name in names}
-    if set(given) != set(names) or any(weight < 0 for weight in given.values()) or sum(given.values()) <= 0:
-        raise GuiderError(
-            f"modality_weights is {given}: it needs one weight >= 0, not all 0, for each of {', '.join(names)}."
-        )
-    total = sum(given.values())
-    return {name: given[name] / total for name in names}
