@@ -35,6 +35,7 @@ __all__ = [
     "propagate_mean",
     "prune_by_degree",
     "softmax_rows",
+    "union",
     "user_item_block",
 ]
 
@@ -606,6 +607,30 @@ def combine(operators: Sequence[SparseOperator], weights: Sequence[float] | None
     total = sp.csr_matrix(first.shape, dtype=np.float64)
     for op, weight in zip(operators, weights, strict=True):
         total = total + float(weight) * op.to_scipy().astype(np.float64)
+    symmetric = all(op.symmetric for op in operators)
+    return SparseOperator.from_scipy(total, symmetric, first.dtype).to(first.device)
+
+
+def union(operators: Sequence[SparseOperator]) -> SparseOperator:
+    """The entry-wise maximum of operators of one shape whose entries are not negative: every edge of any of them.
+
+    Args:
+        operators: at least one, all of the same shape.
+
+    Returns:
+        An operator on the first one's device with its float type, symmetric if all are.
+
+    Raises:
+        GuiderError: there is no operator, or shapes differ.
+    """
+    if not operators:
+        raise GuiderError("union needs at least one operator.")
+    first = operators[0]
+    if any(op.shape != first.shape for op in operators):
+        raise GuiderError(f"Operators of different shapes have no union: {[op.shape for op in operators]}.")
+    total = first.to_scipy()
+    for op in operators[1:]:
+        total = total.maximum(op.to_scipy())
     symmetric = all(op.symmetric for op in operators)
     return SparseOperator.from_scipy(total, symmetric, first.dtype).to(first.device)
 

@@ -10,7 +10,7 @@ import torch
 
 import recbole_guider.graph as graph_module
 from recbole_guider.errors import GuiderError
-from recbole_guider.graph import agreeing_knn_graphs, co_occurrence, degree_normalised, knn_graph, softmax_rows
+from recbole_guider.graph import agreeing_knn_graphs, co_occurrence, degree_normalised, knn_graph, softmax_rows, union
 
 
 @pytest.mark.parametrize("block", [None, 1, 7])
@@ -92,3 +92,15 @@ def test_bad_neighbour_graphs() -> None:
         agreeing_knn_graphs([np.eye(3)], 0)
     with pytest.raises(GuiderError, match="equally many items"):
         agreeing_knn_graphs([np.eye(3), np.eye(4)], 2)
+
+
+def test_union_is_the_larger_entry() -> None:
+    rng = np.random.default_rng(0)
+    graphs = [knn_graph(rng.normal(size=(12, 3)), 3, weighting="similarity") for _ in range(3)]
+    expected = torch.stack([graph.to_dense() for graph in graphs]).amax(0)
+    assert torch.equal(union(graphs).to_dense(), expected)
+    assert torch.equal(union(graphs[:1]).to_dense(), graphs[0].to_dense())
+    with pytest.raises(GuiderError, match="at least one"):
+        union([])
+    with pytest.raises(GuiderError, match="different shapes"):
+        union([graphs[0], knn_graph(np.eye(3), 2)])

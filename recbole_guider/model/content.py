@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,3 +58,21 @@ def modality_weights(given: dict[str, float] | None, names: list[str]) -> dict[s
         )
     total = sum(given.values())
     return {name: given[name] / total for name in names}
+
+
+def of_each_modality(key: str, given: Any, names: list[str]) -> dict[str, Any]:
+    """A setting that is one value for all modalities, or a mapping from each modality to its own value.
+
+    Args:
+        key: the setting's name, for the message.
+        given: its value.
+        names: the modalities.
+
+    Raises:
+        GuiderError: ``given`` is a mapping that does not name each modality once.
+    """
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(names, given)
+    if set(given) != set(names):
+        raise GuiderError(f"{key} is {dict(given)}: it needs one value, or one for each of {', '.join(names)}.")
+    return {name: given[name] for name in names}
