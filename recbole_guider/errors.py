@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class GuiderError(ValueError):
     """Bad input from the user: a setting, a file or a name.
@@ -9,3 +11,14 @@ class GuiderError(ValueError):
     The message is one sentence that names the file, the key or the value and says what would be right.
     The command line prints it without a traceback.
     """
+
+
+def one_of(key: str, value: object, allowed: Sequence[str]) -> str:
+    """``value``, if it is one of at least two ``allowed`` ones.
+
+    Raises:
+        GuiderError: it is not; the message names the setting ``key``, the value and what is allowed.
+    """
+    if isinstance(value, str) and value in allowed:
+        return value
+    raise GuiderError(f"{key} is {value!r}: it must be {', '.join(allowed[:-1])} or {allowed[-1]}.")

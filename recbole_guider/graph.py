@@ -34,6 +34,7 @@ __all__ = [
     "propagate",
     "propagate_mean",
     "prune_by_degree",
+    "shrunk_cosine_graph",
     "softmax_rows",
     "union",
     "user_item_block",
@@ -492,6 +493,36 @@ def _neighbours(similarity: Tensor, k: int) -> Tensor:
     return columns.sort(dim=1).values
 
 
+def _content(
+    features: np.ndarray | Tensor, k: int, present: np.ndarray | Tensor | None, block: int | None
+) -> tuple[Tensor, Tensor]:
+    """Checked arguments of a nearest-neighbour graph: the features in float32, and who is present."""
+    x = (
+        features.detach()
+        if isinstance(features, Tensor)
+        else torch.from_numpy(np.array(features, dtype=np.float32))
+    )
+    if x.dim() != 2:
+        raise GuiderError(f"features must be a matrix [items, dimensions], not {x.dim()}-dimensional.")
+    if k < 1:
+        raise GuiderError(f"k must be 1 or more, not {k}.")
+    if block is not None and block < 1:
+        raise GuiderError(f"block must be 1 or more, not {block}.")
+    n, device = x.shape[0], x.device
+    there = torch.ones(n, dtype=torch.bool, device=device)
+    if present is not None:
+        there = torch.as_tensor(present, dtype=torch.bool).to(device)
+        if there.shape != (n,):
+            raise GuiderError(
+                f"present must have one entry for each of the {n} items, not {tuple(there.shape)}."
+            )
+    x = x.float()
+    bad = torch.nonzero(there & ~torch.isfinite(x).all(1)).squeeze(1)
+    if bad.numel():
+        raise GuiderError(f"The features of item {int(bad[0])} are not finite.")
+    return x, there
+
+
 def knn_graph(
     features: np.ndarray | Tensor,
     k: int,
@@ -523,31 +554,10 @@ def knn_graph(
     Raises:
         GuiderError: if shapes do not fit, k < 1, or a present row is not finite.
     """
-    x = (
-        features.detach()
-        if isinstance(features, Tensor)
-        else torch.from_numpy(np.array(features, dtype=np.float32))
-    )
-    if x.dim() != 2:
-        raise GuiderError(f"features must be a matrix [items, dimensions], not {x.dim()}-dimensional.")
-    if k < 1:
-        raise GuiderError(f"k must be 1 or more, not {k}.")
-    if block is not None and block < 1:
-        raise GuiderError(f"block must be 1 or more, not {block}.")
     if weighting not in ("binary", "similarity"):
         raise GuiderError(f"weighting must be 'binary' or 'similarity', not {weighting!r}.")
+    x, there = _content(features, k, present, block)
     n, device = x.shape[0], x.device
-    there = torch.ones(n, dtype=torch.bool, device=device)
-    if present is not None:
-        there = torch.as_tensor(present, dtype=torch.bool).to(device)
-        if there.shape != (n,):
-            raise GuiderError(
-                f"present must have one entry for each of the {n} items, not {tuple(there.shape)}."
-            )
-    x = x.float()
-    bad = torch.nonzero(there & ~torch.isfinite(x).all(1)).squeeze(1)
-    if bad.numel():
-        raise GuiderError(f"The features of item {int(bad[0])} are not finite.")
     ids = torch.nonzero(there & (x != 0).any(1)).squeeze(1)
     x = x[ids]
     # Divided by the largest entry first, so that squares neither overflow nor vanish.
@@ -578,6 +588,55 @@ def knn_graph(
     counts[ids] = k
     crow = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
     return SparseOperator(crow, ids[columns].flatten(), values.float().flatten(), (n, n))
+
+
+def shrunk_cosine_graph(
+    features: np.ndarray | Tensor,
+    k: int,
+    shrink: float = 0.0,
+    present: np.ndarray | Tensor | None = None,
+    block: int | None = None,
+) -> SparseOperator:
+    """The k most similar items of every item with their similarities, built in blocks of rows.
+
+    S_ij = <x_i, x_j> / (|x_i| |x_j| + shrink) if j is among the k items for which this is largest, i itself
+    included, else 0. Nothing is normalised and S is not symmetric. Never more than one block of similarities,
+    [block, n], is in memory. Equal similarities: the lower id wins.
+
+    Args:
+        features: floats [n, d], computed in float32 on their own device; neither centred nor scaled here.
+        k: neighbours of an item; no more than there are.
+        shrink: number >= 0 that makes small vectors less similar to anything.
+        present: bool [n]; an absent item has no edges and is nobody's neighbour. So has a row of zeros.
+        block: rows of similarities at a time; None takes about 32 MB.
+
+    Returns:
+        A float32 :class:`SparseOperator` [n, n] on the features' device.
+
+    Raises:
+        GuiderError: if shapes do not fit, k < 1, shrink < 0, or a present row is not finite.
+    """
+    if not shrink >= 0:
+        raise GuiderError(f"shrink must be 0 or more, not {shrink}.")
+    x, there = _content(features, k, present, block)
+    n, device = x.shape[0], x.device
+    ids = torch.nonzero(there & (x != 0).any(1)).squeeze(1)
+    x = x[ids]
+    m = ids.numel()
+    k = min(k, m)
+    length = x.norm(dim=1)
+    columns = torch.empty((m, k), dtype=torch.int64, device=device)
+    values = torch.empty((m, k), device=device)
+    block = block or max(1, _BLOCK_BYTES // (4 * max(m, 1)))
+    for start in range(0, m, block):
+        stop = min(start + block, m)
+        similarity = (x[start:stop] @ x.T).div_(torch.outer(length[start:stop], length).add_(shrink))
+        columns[start:stop] = _neighbours(similarity, k)
+        values[start:stop] = similarity.gather(1, columns[start:stop])
+    counts = torch.zeros(n, dtype=torch.int64, device=device)
+    counts[ids] = k
+    crow = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    return SparseOperator(crow, ids[columns].flatten(), values.flatten(), (n, n))
 
 
 def combine(operators: Sequence[SparseOperator], weights: Sequence[float] | None = None) -> SparseOperator:
@@ -649,7 +708,7 @@ def agreeing_knn_graphs(
     more than one block of similarities for each modality is in memory. Equal similarities: the lower id wins.
 
     Args:
-        features: for each modality floats [n, d_m], computed in float32 on the first one's device.
+        features: for each modality floats [n, d_m], all on one device, computed in float32.
         k: largest number of neighbours of an item.
         present: for each modality bool [n]; an absent item has no edges there, is nobody's neighbour, and no pair of
             it is contradicted there. The same holds for a row of zeros, which has no direction.
@@ -659,19 +718,16 @@ def agreeing_knn_graphs(
         For each modality a float32 :class:`SparseOperator` [n, n].
 
     Raises:
-        GuiderError: there is no modality, k < 1, or the modalities have different numbers of items.
+        GuiderError: there is no modality, shapes do not fit, k < 1, or a present row is not finite.
 
     Source: the denoised item graph of Xv et al., Improving Multi-modal Recommender Systems by Denoising and Aligning
     Multi-modal Content and User Feedback, KDD 2024.
     """
     if not features:
         raise GuiderError("agreeing_knn_graphs needs at least one modality.")
-    if k < 1:
-        raise GuiderError(f"k must be 1 or more, not {k}.")
-    device = features[0].device if isinstance(features[0], Tensor) else torch.device("cpu")
     masks: Sequence[Any] = [None] * len(features) if present is None else present
-    modalities = [_unit_rows(x, mask, device) for x, mask in zip(features, masks, strict=True)]
-    n = len(modalities[0][0])
+    modalities = [_unit_rows(*_content(x, k, mask, block)) for x, mask in zip(features, masks, strict=True)]
+    n, device = len(modalities[0][0]), modalities[0][0].device
     if any(len(unit) != n for unit, _ in modalities):
         raise GuiderError(f"modalities must have equally many items, not {[len(unit) for unit, _ in modalities]}.")
     # the mean of all cosines is the squared length of the mean unit row
@@ -701,14 +757,8 @@ def agreeing_knn_graphs(
     return graphs
 
 
-def _unit_rows(
-    features: np.ndarray | Tensor, present: np.ndarray | Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _unit_rows(x: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of unit length, float32 [n, d], and which rows have a direction, bool [n]; the others are zero."""
-    x = torch.as_tensor(features).detach().to(device, torch.float32)
-    there = torch.ones(len(x), dtype=torch.bool, device=device)
-    if present is not None:
-        there = torch.as_tensor(present, dtype=torch.bool).to(device)
     x = x.masked_fill(~there[:, None], 0.0)
     largest = x.abs().amax(1)
     there = there & (largest > 0)

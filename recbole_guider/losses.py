@@ -196,3 +196,17 @@ def _log_sum_exp(scores: Tensor, mask: Tensor | None) -> Tensor:
         # the sum of one term is that term, also where it is minus infinity, whose logsumexp has a NaN gradient
         return scores.squeeze(1)
     return torch.logsumexp(scores, dim=1)
+
+
+def l2_penalty(*rows: Tensor) -> Tensor:
+    """Half the squared lengths of the embeddings of a batch, added over the tensors, averaged over the batch.
+
+    ``1 / (2 B) * sum over tensors and rows of |row|^2``.
+
+    Args:
+        rows: one or more tensors ``[B, d]``.
+
+    Returns:
+        A scalar.
+    """
+    return torch.stack([each.square().sum() for each in rows]).sum() / (2 * len(rows[0]))

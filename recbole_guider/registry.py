@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from recbole_guider.errors import GuiderError
 PREFIX = "GUIDER_"
 
 _OURS = "recbole_guider.model"
+_OUR_FOLDER = Path(__file__).resolve().parent / "model"
 _RECBOLE = tuple(
     f"recbole.model.{family}_recommender"
     for family in ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
@@ -31,7 +33,7 @@ class ModelInfo(NamedTuple):
 
     #: the name for ``--model``; ``GUIDER_<name>`` is the denoised one
     name: str
-    #: ``multimodal`` (reads item content), ``id-based`` or ``traditional`` (has no training by gradients)
+    #: ``multimodal`` (reads item content), ``id-based`` (does not) or ``traditional`` (has no training by gradients)
     kind: str
     #: the modalities it reads: ``any`` or ``none``
     modalities: str
@@ -114,17 +116,32 @@ def check_trainable(model_class: type, role: str) -> None:
 def list_models() -> list[ModelInfo]:
     """This package's models and RecBole's general recommenders, by name; no model is imported."""
     infos = []
+    sources = [file.read_text("utf-8") for file in sorted(_OUR_FOLDER.glob("*.py"))]
     for name, entry in _index().items():
         if entry.module.startswith(_OURS):
-            infos.append(
-                ModelInfo(name, "multimodal", "any", _distillation(name, entry.file.read_text("utf-8")))
-            )
+            source = "\n".join(_lineage(name, sources))
+            distillation = _distillation(name, source)
+            reads_content = "item_features" in source
+            kind = "traditional" if distillation == "none" else "multimodal" if reads_content else "id-based"
+            infos.append(ModelInfo(name, kind, "any" if reads_content else "none", distillation))
         elif entry.module.startswith(_RECBOLE[0]):
             distillation = _distillation(name, entry.file.read_text("utf-8"))
             infos.append(
                 ModelInfo(name, "traditional" if distillation == "none" else "id-based", "none", distillation)
             )
     return sorted(infos, key=lambda info: (info.kind != "multimodal", info.name.lower()))
+
+
+def _lineage(name: str, sources: Sequence[str]) -> list[str]:
+    """The source of a class, and of the classes that it inherits from as far as ``sources`` define them."""
+    found: list[str] = []
+    for source in sources:
+        defined = re.search(rf"^class {name}\(([^)]*)\):.*?(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
+        if defined:
+            found.append(defined.group())
+            for base in re.findall(r"\w+", defined.group(1)):
+                found += _lineage(base, sources)
+    return found
 
 
 def _distillation(name: str, source: str) -> str:
@@ -143,7 +160,7 @@ def _distillation(name: str, source: str) -> str:
 def _index() -> dict[str, _Entry]:
     """Name -> where it is. By convention a model's file is its class's name in lower case."""
     index: dict[str, _Entry] = {}
-    folders = [(_OURS, Path(__file__).resolve().parent / "model")]
+    folders = [(_OURS, _OUR_FOLDER)]
     recbole_models = Path(recbole.__file__).resolve().parent / "model"
     folders += [(package, recbole_models / package.rpartition(".")[2]) for package in _RECBOLE]
     for package, folder in folders:

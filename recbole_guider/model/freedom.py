@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
-from recbole_guider.graph import BipartiteGraph, SparseOperator, combine, knn_graph, propagate_mean
-from recbole_guider.model.base import Encoding, FactorisedRecommender
+from recbole_guider.graph import combine, knn_graph, propagate_mean
+from recbole_guider.model.base import Encoding
 from recbole_guider.model.content import modality_weights
+from recbole_guider.model.pruned import PrunedGraphRecommender
 
 
-class FREEDOM(FactorisedRecommender):
+class FREEDOM(PrunedGraphRecommender):
     r"""FREEDOM, for any number of modalities.
 
     Item graph, built once: for each modality m the k nearest items by cosine, normalised to
@@ -50,16 +50,7 @@ class FREEDOM(FactorisedRecommender):
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]
-        self.dropout: float = config["dropout"]
-        if not 0.0 <= self.dropout < 1.0:
-            raise GuiderError(f"dropout is {self.dropout}: FREEDOM drops a share of the edges, 0 <= dropout < 1.")
         weights = modality_weights(config["modality_weights"], list(features))
-
-        interactions = dataset.inter_matrix(form="coo")
-        self.edges = BipartiteGraph(interactions.row, interactions.col, self.n_users, self.n_items)
-        self.graph = self.edges.adjacency().to(self.device)
-        self._training_graph: SparseOperator | None = self.graph
-        self.generator("pruning", config["seed"])
 
         size: int = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, size)
@@ -80,29 +71,12 @@ class FREEDOM(FactorisedRecommender):
             self.projections[name] = nn.Linear(part.values.shape[1], size)
         self.apply(xavier_uniform_initialization)
 
-    def train(self, mode: bool = True) -> FREEDOM:
-        # RecBole calls train() at the start of an epoch: a new pruned graph is due. It is drawn when first needed, so
-        # that an epoch of GUIDER, which calls train() for its teacher pass too, still draws exactly one.
-        if mode:
-            self._training_graph = None
-        return super().train(mode)
-
-    def training_graph(self) -> SparseOperator:
-        """This epoch's pruned user-item graph (all edges where ``dropout`` is 0)."""
-        if self._training_graph is None:
-            if self.dropout == 0:
-                self._training_graph = self.graph
-            else:
-                kept = self.edges.prune(1.0 - self.dropout, self.generator("pruning"))
-                self._training_graph = kept.to(self.device)
-        return self._training_graph
-
     def encode(self) -> Encoding:
         content = self.item_embedding.weight
         for _ in range(self.n_item_layers):
             content = self.item_graph @ content
         nodes = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
-        nodes = propagate_mean(self.training_graph() if self.training else self.graph, nodes, self.n_layers)
+        nodes = propagate_mean(self.current_graph, nodes, self.n_layers)
         return Encoding(nodes[: self.n_users], nodes[self.n_users :] + content)
 
     def auxiliary_loss(self, encoding: Encoding, interaction: Interaction) -> Tensor | float:

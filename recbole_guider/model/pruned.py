@@ -1,0 +1,57 @@
+"""The base of the models that train on a user-item graph which is pruned anew in every epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole_guider.errors import GuiderError
+from recbole_guider.graph import BipartiteGraph, SparseOperator
+from recbole_guider.model.base import FactorisedRecommender
+
+
+class PrunedGraphRecommender(FactorisedRecommender):
+    """A factorised recommender with the user-item graph of the training interactions.
+
+    In every training epoch a share ``dropout`` of the edges is left out and the rest normalised by its own degrees;
+    evaluation uses all edges. A subclass may choose the edges otherwise (:meth:`prune`).
+
+    Settings: ``dropout``.
+
+    Raises:
+        GuiderError: ``dropout`` is no share below 1.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.dropout: float = config["dropout"]
+        if not 0.0 <= self.dropout < 1.0:
+            name = type(self).__name__
+            raise GuiderError(f"dropout is {self.dropout}: {name} drops a share of the edges, 0 <= dropout < 1.")
+        interactions = dataset.inter_matrix(form="coo")
+        self.edges = BipartiteGraph(interactions.row, interactions.col, self.n_users, self.n_items)
+        self.graph = self.edges.adjacency().to(self.device)
+        self._training_graph: SparseOperator | None = self.graph
+        self.generator("pruning", config["seed"])
+
+    def train(self, mode: bool = True) -> PrunedGraphRecommender:
+        # RecBole calls train() at the start of an epoch: a new pruned graph is due. It is drawn when first needed, so
+        # that an epoch of GUIDER, which calls train() for its teacher pass too, still draws exactly one.
+        if mode:
+            self._training_graph = None
+        super().train(mode)
+        return self
+
+    def training_graph(self) -> SparseOperator:
+        """This epoch's pruned user-item graph (all edges where ``dropout`` is 0)."""
+        if self._training_graph is None:
+            self._training_graph = self.graph if self.dropout == 0 else self.prune().to(self.device)
+        return self._training_graph
+
+    def prune(self) -> SparseOperator:
+        """A new pruned graph: edge (u, i) kept with probability proportional to ``1 / sqrt(d_u d_i)``."""
+        return self.edges.prune(1.0 - self.dropout, self.generator("pruning"))
+
+    @property
+    def current_graph(self) -> SparseOperator:
+        """What to propagate on: this epoch's graph in training mode, all edges in evaluation mode."""
+        return self.training_graph() if self.training else self.graph
