@@ -25,15 +25,20 @@ from recbole_guider.errors import GuiderError
 __all__ = [
     "BipartiteGraph",
     "SparseOperator",
+    "agreeing_knn_graphs",
     "bipartite_adjacency",
+    "co_occurrence",
     "combine",
     "cooccurrence_graph",
+    "degree_normalised",
     "knn_graph",
     "mean_adjacency",
     "propagate",
     "propagate_mean",
     "prune_by_degree",
     "shrunk_cosine_graph",
+    "softmax_rows",
+    "union",
     "user_item_block",
 ]
 
@@ -48,6 +53,8 @@ _TIE = 4 * torch.finfo(torch.float32).eps
 _BLOCK_BYTES = 32 * 2**20
 # Co-occurrence counts that are in memory at a time.
 _BLOCK_COUNTS = 4 * 2**20
+# Products that one block of a sparse product of two incidence matrices may take.
+_BLOCK_PRODUCTS = 10**7
 
 
 class SparseOperator:
@@ -773,3 +780,163 @@ def combine(operators: Sequence[SparseOperator], weights: Sequence[float] | None
         total = total + float(weight) * op.to_scipy().astype(np.float64)
     symmetric = all(op.symmetric for op in operators)
     return SparseOperator.from_scipy(total, symmetric, first.dtype).to(first.device)
+
+
+def union(operators: Sequence[SparseOperator]) -> SparseOperator:
+    """The entry-wise maximum of operators of one shape whose entries are not negative: every edge of any of them.
+
+    Args:
+        operators: at least one, all of the same shape.
+
+    Returns:
+        An operator on the first one's device with its float type, symmetric if all are.
+
+    Raises:
+        GuiderError: there is no operator, or shapes differ.
+    """
+    if not operators:
+        raise GuiderError("union needs at least one operator.")
+    first = operators[0]
+    if any(op.shape != first.shape for op in operators):
+        raise GuiderError(f"Operators of different shapes have no union: {[op.shape for op in operators]}.")
+    total = first.to_scipy()
+    for op in operators[1:]:
+        total = total.maximum(op.to_scipy())
+    symmetric = all(op.symmetric for op in operators)
+    return SparseOperator.from_scipy(total, symmetric, first.dtype).to(first.device)
+
+
+def agreeing_knn_graphs(
+    features: Sequence[np.ndarray | Tensor],
+    k: int,
+    present: Sequence[np.ndarray | Tensor] | None = None,
+    block: int | None = None,
+) -> list[SparseOperator]:
+    """The cosine k-nearest-neighbour graph of every modality, without the edges that another modality contradicts.
+
+    Items i and j agree if, in every modality that both have, their cosine is at least the mean cosine of all pairs
+    of that modality (each item with itself included). In modality m an item is linked to the at most k most similar
+    items, itself included, that it agrees with; the result is D^-1/2 S D^-1/2 as in :func:`degree_normalised`. Never
+    more than one block of similarities for each modality is in memory. Equal similarities: the lower id wins.
+
+    Args:
+        features: for each modality floats [n, d_m], all on one device, computed in float32.
+        k: largest number of neighbours of an item.
+        present: for each modality bool [n]; an absent item has no edges there, is nobody's neighbour, and no pair of
+            it is contradicted there. The same holds for a row of zeros, which has no direction.
+        block: rows of similarities at a time; None takes about 32 MB for all modalities together.
+
+    Returns:
+        For each modality a float32 :class:`SparseOperator` [n, n].
+
+    Raises:
+        GuiderError: there is no modality, shapes do not fit, k < 1, or a present row is not finite.
+
+    Source: the denoised item graph of Xv et al., Improving Multi-modal Recommender Systems by Denoising and Aligning
+    Multi-modal Content and User Feedback, KDD 2024.
+    """
+    if not features:
+        raise GuiderError("agreeing_knn_graphs needs at least one modality.")
+    masks: Sequence[Any] = [None] * len(features) if present is None else present
+    modalities = [_unit_rows(*_content(x, k, mask, block)) for x, mask in zip(features, masks, strict=True)]
+    n, device = len(modalities[0][0]), modalities[0][0].device
+    if any(len(unit) != n for unit, _ in modalities):
+        raise GuiderError(f"modalities must have equally many items, not {[len(unit) for unit, _ in modalities]}.")
+    # the mean of all cosines is the squared length of the mean unit row
+    means = [unit.double().sum(0).square().sum() / max(int(there.sum()), 1) ** 2 for unit, there in modalities]
+    if block is None:
+        block = max(1, _BLOCK_BYTES // (4 * n * len(modalities)))
+    rows: list[list[Tensor]] = [[] for _ in modalities]
+    columns: list[list[Tensor]] = [[] for _ in modalities]
+    for start in range(0, n, block):
+        similarities = [unit[start : start + block] @ unit.T for unit, _ in modalities]
+        agree = torch.ones_like(similarities[0], dtype=torch.bool)
+        for similarity, mean, (_, there) in zip(similarities, means, modalities, strict=True):
+            both = there[start : start + block, None] & there
+            agree &= (similarity >= mean.float()) | ~both
+        for place, (similarity, (_, there)) in enumerate(zip(similarities, modalities, strict=True)):
+            kept = agree & there[start : start + block, None] & there
+            similarity = similarity.masked_fill(~kept, -torch.inf)
+            nearest = _neighbours(similarity, min(k, n))
+            row, slot = torch.nonzero(similarity.gather(1, nearest) > -torch.inf, as_tuple=True)
+            rows[place].append(row + start)
+            columns[place].append(nearest[row, slot])
+    graphs = []
+    for row_parts, column_parts in zip(rows, columns, strict=True):
+        row, column = torch.cat(row_parts).cpu().numpy(), torch.cat(column_parts).cpu().numpy()
+        ones = np.ones(len(row), dtype=np.float32)
+        graphs.append(degree_normalised(sp.csr_matrix((ones, (row, column)), shape=(n, n))).to(device))
+    return graphs
+
+
+def _unit_rows(x: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of unit length, float32 [n, d], and which rows have a direction, bool [n]; the others are zero."""
+    x = x.masked_fill(~there[:, None], 0.0)
+    largest = x.abs().amax(1)
+    there = there & (largest > 0)
+    # Divided by the largest entry first, so that squares neither overflow nor vanish.
+    x = x / torch.where(there, largest, 1.0)[:, None]
+    return x / torch.where(there, x.norm(dim=1), 1.0)[:, None], there
+
+
+def co_occurrence(
+    nodes: ArrayLike, contexts: ArrayLike, n_nodes: int, n_contexts: int, k: int, minimum: int = 1
+) -> sp.csr_matrix:
+    """Who occurs together with whom: for every node the k others with which it shares the most contexts.
+
+    Users are nodes in the context of items, or items in the context of users. Counted in blocks of rows, so that no
+    more than some ten million counts are in memory at a time. Equal counts: the lower id wins.
+
+    Args:
+        nodes, contexts: integer arrays [nnz], ids from 0; a repeated pair counts once.
+        n_nodes, n_contexts: numbers of them.
+        k: largest number of neighbours of a node.
+        minimum: how many contexts two neighbours share at least.
+
+    Returns:
+        Numbers of shared contexts, float32 [n_nodes, n_nodes], with an empty diagonal and at most k entries in a row.
+
+    Raises:
+        GuiderError: ids are out of range, lengths differ, or k or minimum is below 1.
+    """
+    if k < 1 or minimum < 1:
+        raise GuiderError(f"k and minimum must be 1 or more, not {k} and {minimum}.")
+    node, context = _pairs(nodes, contexts, n_nodes, n_contexts)
+    incidence = sp.csr_matrix((np.ones(node.size, np.float32), (node, context)), shape=(n_nodes, n_contexts))
+    incidence.data[:] = 1.0
+    transpose = incidence.T.tocsr()
+    # Products of a row: the sum of its contexts' degrees. Blocks end where these pass a bound.
+    work = np.cumsum(incidence @ np.diff(transpose.indptr))
+    found = []
+    start = 0
+    while start < n_nodes:
+        done = work[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(work, done + _BLOCK_PRODUCTS, side="right")))
+        counts = (incidence[start:stop] @ transpose).tocoo()
+        row, column, count = counts.row + start, counts.col, counts.data
+        kept = (count >= minimum) & (row != column)
+        row, column, count = row[kept], column[kept], count[kept]
+        order = np.lexsort((column, -count, row))
+        row, column, count = row[order], column[order], count[order]
+        rank = np.arange(row.size) - np.searchsorted(row, row)
+        found.append((row[rank < k], column[rank < k], count[rank < k]))
+        start = stop
+    row, column, count = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return sp.csr_matrix((count, (row, column)), shape=(n_nodes, n_nodes))
+
+
+def degree_normalised(matrix: sp.csr_matrix) -> SparseOperator:
+    """D^-1/2 S D^-1/2 with D = diag(row sums of S) + 1e-7, for a square matrix S >= 0 that need not be symmetric."""
+    scale = 1.0 / np.sqrt(np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel() + DEGREE_EPSILON)
+    return SparseOperator.from_scipy(sp.diags(scale) @ matrix @ sp.diags(scale))
+
+
+def softmax_rows(matrix: sp.csr_matrix) -> SparseOperator:
+    """The softmax of every row over its stored entries; a row without entries stays empty."""
+    matrix = matrix.tocsr()
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    largest = np.full(matrix.shape[0], -np.inf)
+    np.maximum.at(largest, row, matrix.data)
+    values = np.exp(matrix.data - largest[row])
+    total = np.bincount(row, values, minlength=matrix.shape[0])
+    return SparseOperator.from_scipy(sp.csr_matrix((values / total[row], matrix.indices, matrix.indptr), matrix.shape))

@@ -8,16 +8,17 @@ from torch.nn.functional import normalize
 from recbole_guider.losses import soft_negative
 
 
-def info_nce(view: Tensor, other: Tensor, temperature: float) -> Tensor:
+def info_nce(view: Tensor, other: Tensor, temperature: float, candidates: Tensor | None = None) -> Tensor:
     r"""InfoNCE of two views of the same B things: each row of one shall recognise its own row among all of the other.
 
     - mean_b log[ exp(cos(a_b, o_b) / tau) / sum_c exp(cos(a_b, o_c) / tau) ],
 
-    as one autograd node that keeps one [B, B] array.
+    as one autograd node that keeps one [B, C] array.
 
     Args:
         view, other: a, o ``[B, d]``, any lengths.
         temperature: tau > 0.
+        candidates: what c runs over, ``[C, d]``, the rows of ``other`` among them; None: the rows of ``other``.
 
     Returns:
         A scalar; 0 for no rows.
@@ -31,4 +32,5 @@ def info_nce(view: Tensor, other: Tensor, temperature: float) -> Tensor:
         return view.sum()
     view, other = normalize(view, dim=1), normalize(other, dim=1)
     own = (view * other).sum(dim=1)
-    return (soft_negative(view, other, temperature=temperature) - own).sum() / (temperature * len(view))
+    all_rows = other if candidates is None else normalize(candidates, dim=1)
+    return (soft_negative(view, all_rows, temperature=temperature) - own).sum() / (temperature * len(view))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph import combine, knn_graph, propagate_mean
 from recbole_guider.model.base import Encoding
+from recbole_guider.model.content import modality_weights
 from recbole_guider.model.pruned import PrunedGraphRecommender
 
 
@@ -50,7 +50,7 @@ class FREEDOM(PrunedGraphRecommender):
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]
-        weights = _modality_weights(config["modality_weights"], list(features))
+        weights = modality_weights(config["modality_weights"], list(features))
 
         size: int = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, size)
@@ -91,15 +91,3 @@ class FREEDOM(PrunedGraphRecommender):
             margin = (user * (projection(values[item]) - projection(values[other]))).sum(dim=1)
             total = total - (logsigmoid(margin) * both).sum() / len(both)
         return self.reg_weight * total
-
-
-def _modality_weights(given: dict[str, float] | None, names: list[str]) -> dict[str, float]:
-    """Weights that sum to 1 over ``names``: equal ones, or those given."""
-    if given is None:
-        return {name: 1.0 / len(names) for name in names}
-    if set(given) != set(names) or any(weight < 0 for weight in given.values()) or sum(given.values()) <= 0:
-        raise GuiderError(
-            f"modality_weights is {given}: it needs one weight >= 0, not all 0, for each of {', '.join(names)}."
-        )
-    total = sum(given.values())
-    return {name: given[name] / total for name in names}
