@@ -29,7 +29,6 @@ __all__ = [
     "bipartite_adjacency",
     "co_occurrence",
     "combine",
-    "cooccurrence_graph",
     "degree_normalised",
     "knn_graph",
     "mean_adjacency",
@@ -51,8 +50,6 @@ _INT32_MAX = 2**31 - 1
 _TIE = 4 * torch.finfo(torch.float32).eps
 # Bytes that one block of similarities may take when the caller names no block size.
 _BLOCK_BYTES = 32 * 2**20
-# Co-occurrence counts that are in memory at a time.
-_BLOCK_COUNTS = 4 * 2**20
 # Products that one block of a sparse product of two incidence matrices may take.
 _BLOCK_PRODUCTS = 10**7
 
@@ -475,60 +472,6 @@ def mean_adjacency(
         pattern = pattern + sp.eye(pattern.shape[0], format="csr")
     counts = np.diff(pattern.indptr)
     return SparseOperator.from_scipy(sp.diags(1.0 / np.maximum(counts, 1)) @ pattern)
-
-
-def cooccurrence_graph(users: ArrayLike, items: ArrayLike, n_users: int, n_items: int, k: int) -> SparseOperator:
-    """Users who share most items, each row weighted by a softmax over the numbers of shared items.
-
-    With c_uv = |I_u and I_v| and N_u the k users v != u with the largest c_uv > 0 (of equal ones the lower id),
-    S_uv = exp(c_uv) / sum over v' in N_u of exp(c_uv'). Built in blocks of users, so that no more than some
-    million counts are in memory.
-
-    Args:
-        users, items: integer arrays [nnz], ids from 0; a repeated pair counts once.
-        n_users, n_items: numbers of users and items.
-        k: neighbours of a user; no more than share an item.
-
-    Returns:
-        A float32 :class:`SparseOperator` [n_users, n_users] on the CPU, not symmetric. A user who shares no item
-        with anybody has a zero row.
-
-    Raises:
-        GuiderError: if k < 1, ids are out of range or lengths differ.
-
-    Source: Wang et al., DualGNN: Dual Graph Neural Network for Multimedia Recommendation, IEEE Transactions on
-    Multimedia 2021.
-    """
-    if k < 1:
-        raise GuiderError(f"k must be 1 or more, not {k}.")
-    u, i = _pairs(users, items, n_users, n_items)
-    profiles = sp.csr_matrix((np.ones(u.size, dtype=np.float32), (u, i)), shape=(n_users, n_items))
-    profiles.data[:] = 1.0
-    readers = profiles.T.tocsr()
-    # what a row of counts may cost at most: everybody who has one of the user's items
-    cost = profiles @ np.diff(readers.indptr)
-    block = np.cumsum(cost) // _BLOCK_COUNTS
-    starts = np.flatnonzero(np.diff(block, prepend=-1))
-    rows, columns, values = [], [], []
-    for start, stop in zip(starts, np.append(starts[1:], n_users), strict=True):
-        counts = (profiles[start:stop] @ readers).tocoo()
-        row, column, count = counts.row + start, counts.col, counts.data
-        other = row != column
-        row, column, count = row[other], column[other], count[other]
-        order = np.lexsort((column, -count, row))
-        row, column, count = row[order], column[order], count[order]
-        first = np.searchsorted(row, row)
-        kept = np.arange(row.size) - first < k
-        # the largest count of a row comes first
-        weight = np.exp((count - count[first])[kept].astype(np.float64))
-        rows.append(row[kept])
-        columns.append(column[kept])
-        values.append(weight)
-    chosen = sp.csr_matrix(
-        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(n_users, n_users)
-    )
-    total = np.asarray(chosen.sum(axis=1)).ravel()
-    return SparseOperator.from_scipy(sp.diags(1.0 / np.where(total > 0, total, 1.0)) @ chosen)
 
 
 def user_item_block(adjacency: SparseOperator, n_users: int) -> SparseOperator:

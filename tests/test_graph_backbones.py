@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from recbole_guider import graph as graphs
-from recbole_guider.errors import GuiderError
-from recbole_guider.graph import cooccurrence_graph, mean_adjacency
+from recbole_guider.graph import mean_adjacency
 
 
 def _pairs() -> tuple[np.ndarray, np.ndarray]:
@@ -32,25 +28,3 @@ def test_mean_adjacency_averages_over_neighbours(self_loops: bool) -> None:
     torch.testing.assert_close(found, expected)
     ours, theirs = (torch.autograd.grad(each.square().sum(), x)[0] for each in (found, expected))
     torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("block", [1, 30, 10**6])
-@pytest.mark.parametrize("k", [1, 3, 50])
-def test_cooccurrence_graph_takes_those_who_share_most(k: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "_BLOCK_COUNTS", block)
-    users, items = _pairs()
-    found = cooccurrence_graph(users, items, 13, 9, k).to_dense()  # user 12 has no item
-    profiles = [{int(item) for user, item in zip(users, items, strict=True) if user == own} for own in range(13)]
-    for own in range(13):
-        shared = {other: len(profiles[own] & profiles[other]) for other in range(13) if other != own}
-        near = sorted((other for other in shared if shared[other]), key=lambda other: (-shared[other], other))[:k]
-        expected = torch.zeros(13)
-        total = sum(math.exp(shared[other]) for other in near)
-        for other in near:
-            expected[other] = math.exp(shared[other]) / total
-        torch.testing.assert_close(found[own], expected)
-
-
-def test_cooccurrence_graph_needs_a_neighbour() -> None:
-    with pytest.raises(GuiderError, match="k must be 1 or more"):
-        cooccurrence_graph(*_pairs(), 12, 9, 0)

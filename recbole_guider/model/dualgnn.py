@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from recbole_guider.data.features import require_content
 from recbole_guider.errors import GuiderError
-from recbole_guider.graph import bipartite_adjacency, cooccurrence_graph, propagate_mean
+from recbole_guider.graph import bipartite_adjacency, co_occurrence, propagate_mean, softmax_rows
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
 
@@ -26,7 +26,7 @@ class DualGNN(FactorisedRecommender):
         Z_m = x + A x + ... + A^{n_layers} x.
 
     With alpha_um the weight that user u gives to modality m and S the graph of the ``n_neighbours`` users who share
-    most items with u, weighted by a softmax over how many (:func:`recbole_guider.graph.cooccurrence_graph`),
+    most items with u, weighted by a softmax over how many (:func:`recbole_guider.graph.co_occurrence`),
 
         H_u = sum_m alpha_um Z_m[u],   U = H + S H,   V_i = sum_m Z_m[i].
 
@@ -62,7 +62,7 @@ class DualGNN(FactorisedRecommender):
         interactions = dataset.inter_matrix(form="coo")
         pairs = interactions.row, interactions.col, self.n_users, self.n_items
         self.graph = bipartite_adjacency(*pairs).to(self.device)
-        self.user_graph = cooccurrence_graph(*pairs, config["n_neighbours"]).to(self.device)
+        self.user_graph = softmax_rows(co_occurrence(*pairs, config["n_neighbours"])).to(self.device)
 
         size: int = config["embedding_size"]
         self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
