@@ -249,6 +249,8 @@ class GuiderConfig(Config):
             assert checked is not None  # a mapping is a block that is on
             final["guider"] = checked.to_dict()
             try:
+                if checked.teacher.startswith(PREFIX):
+                    raise GuiderError(f"{checked.teacher} is a denoised model; name {checked.teacher[len(PREFIX):]}.")
                 check_trainable(get_model_class(checked.teacher), "a teacher is one of the")
             except GuiderError as error:
                 raise GuiderError(f"guider.teacher: {error}") from error
