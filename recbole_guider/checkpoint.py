@@ -184,7 +184,8 @@ class PlainCheckpoints(_Trainer):
         The next stage reads them as ``pre_model_path``, with GUIDER or without. The run's own checkpoint is a file of
         its own, as always.
         """
-        weights = getattr(self.model, "student", self.model).state_dict()
+        backbone: Any = getattr(self.model, "student", self.model)
+        weights = backbone.state_dict()
         save({"epoch": epoch, "state_dict": weights}, saved_model_file)
         self._save_checkpoint(epoch, verbose=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class Guider(FactorisedRecommender):
         #: losses of the latest batch, and their sums since :meth:`begin_epoch`, by name
         self.last_losses: dict[str, float] = {}
         self.epoch_losses: dict[str, float] = {}
+        self._said = False
         self._teacher_scores = False
         self._pairs = users, items
         self._set_up_histories(len(users), seed)
@@ -275,6 +277,10 @@ class Guider(FactorisedRecommender):
         distilled = None
         if self.distiller is not None and self.distiller.due():
             distilled = self.distiller.loss(encoding, interaction[self.USER_ID])
+            if not distilled.requires_grad:
+                self._say_that_nothing_is_distilled()
+                distilled = None
+        if distilled is not None:
             own_weight, weight = self.parts.balance(
                 sum(own[1:], own[0]),
                 distilled,
@@ -285,6 +291,14 @@ class Guider(FactorisedRecommender):
             self._record("distillation", distilled)
         self._record("student", sum(part.detach() for part in own))
         return own, distilled
+
+    def _say_that_nothing_is_distilled(self) -> None:
+        if not self._said:
+            getLogger().warning(
+                f"The scores of {self.student_scoring.name} depend on nothing that is being trained: it learns nothing "
+                f"from its teacher."
+            )
+        self._said = True
 
     def _own_losses(self, interaction: Interaction, **arguments: Any) -> tuple[tuple[Tensor, ...], Encoding | None]:
         student = self.student
