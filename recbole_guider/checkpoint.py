@@ -73,6 +73,15 @@ def load(file: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     return state
 
 
+def is_checkpoint(file: str | Path) -> bool:
+    """Whether :func:`load` would read ``file``; the weights themselves are not read."""
+    try:
+        state = torch.load(file, weights_only=True, mmap=True)
+    except Exception:  # as in load
+        return False
+    return isinstance(state, dict) and isinstance(state.get("config"), dict) and "state_dict" in state
+
+
 def random_state(train_data: Any) -> dict[str, Any]:
     """The state of every generator that training draws from, as plain data and tensors."""
     version, words, gauss = random.getstate()

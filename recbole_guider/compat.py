@@ -39,6 +39,19 @@ def apply() -> None:
                 shim(sys.modules[name])
 
 
+def after_import(name: str, hook: Callable[[ModuleType], None]) -> None:
+    """Call ``hook`` with the module called ``name`` when its code has run, or now if it has; once for each hook.
+
+    Hooks of a module run in the order in which they came, after the shims of this file.
+    """
+    apply()
+    if hook in _SHIMS.get(name, ()):
+        return
+    _SHIMS[name] = (*_SHIMS.get(name, ()), hook)
+    if name in sys.modules:
+        hook(sys.modules[name])
+
+
 class _AfterImport(MetaPathFinder):
     """Runs the shims of a module right after its own code."""
 

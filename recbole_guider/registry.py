@@ -162,6 +162,17 @@ def register_model(model_class: _Class) -> _Class:
     return model_class
 
 
+def know(model_class: type) -> None:
+    """Register a class that somebody runs, unless its name already leads to it.
+
+    Raises:
+        GuiderError: as :func:`register_model`.
+    """
+    entry = _index().get(model_class.__name__)
+    if entry is None or entry.module != model_class.__module__:
+        register_model(model_class)
+
+
 def is_ours(name: str) -> bool:
     """Whether RecBole by itself does not know this name: a model of this package, a registered or a denoised one."""
     entry = _index().get(name)

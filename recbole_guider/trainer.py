@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,6 +23,7 @@ from recbole_guider.amsc import Calibration
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
 from recbole_guider.checkpoint import PlainCheckpoints, load_optimizers, optimizer_states
 from recbole_guider.errors import GuiderError
+from recbole_guider.registry import PREFIX
 from recbole_guider.teaching.weighting import ThinnedBatches
 
 #: What the three numbers of a GUIDER epoch are called in logs, bars and TensorBoard.
@@ -340,7 +342,7 @@ def _own_trainer(config: Any, teacher: Any) -> Trainer | None:
     Args:
         config: the teacher's.
     """
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])
+    trainer = inspect.unwrap(get_trainer)(config["MODEL_TYPE"], config["model"])
     if trainer._train_epoch is Trainer._train_epoch:
         return None
     config["log_wandb"] = False  # the run's trainer does
@@ -354,9 +356,16 @@ def _with(mixin: type, trainer: type) -> type:
 
 def trainer_class(config: Any) -> type:
     """The trainer of a run: RecBole's choice for the backbone, with GUIDER's training where its block is on."""
-    trainer = get_trainer(config["MODEL_TYPE"], config["backbone"])
-    if config.guider_settings is None:
+    return _trainer(config["MODEL_TYPE"], config["backbone"], config.guider_settings is not None)
+
+
+def trainer_of(model_type: Any, name: str) -> type:
+    """The trainer of a model of this package, or of ``GUIDER_<Backbone>``."""
+    return _trainer(model_type, name.removeprefix(PREFIX), name.startswith(PREFIX))
+
+
+def _trainer(model_type: Any, backbone: str, guided: bool) -> type:
+    trainer = inspect.unwrap(get_trainer)(model_type, backbone)  # RecBole's own: under that name it has trainer_of
+    if not guided:
         return _with(PlainCheckpoints, trainer)
     return GuiderTrainer if trainer is Trainer else _with(GuiderTraining, trainer)
-
-

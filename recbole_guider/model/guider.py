@@ -89,7 +89,8 @@ class Guider(FactorisedRecommender):
             return super().__getattr__(name)
         except AttributeError:
             student = self.__dict__.get("_modules", {}).get("student")
-            if student is None or name.startswith("__"):
+            # a buffer belongs to its own module: who asks for one is about to register it
+            if student is None or name.startswith("__") or name in student._buffers:
                 raise
             return getattr(student, name)
 
