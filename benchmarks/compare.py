@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from recbole_guider.config import GuiderConfig
-from recbole_guider.model.guider import ACCELERATED
+from recbole_guider.model.accelerated import fastest
 from recbole_guider.quick_start import _prepare
 
 TEACHER = {"distillation": {"objective": "none"}, "student_loss": "dbpr"}
@@ -42,8 +42,8 @@ def run(
     elif not method.startswith("GUIDER_"):
         changes = {key: value for key, value in changes.items() if not key.startswith("guider.")}
     config = GuiderConfig(model, dataset, [data / f"{dataset}.yaml"], changes, command_line=[])
-    if fast and method in ACCELERATED:
-        config.model_class = ACCELERATED[method]
+    if fast:
+        config.model_class = fastest(config.model_class)
     trainer, train, valid, test = _prepare(config)
     seconds: list[tuple[float, float]] = []
     train_epoch = trainer._train_epoch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_guider import compat
+from recbole_guider import compat, entry_points
 
 __version__ = "0.1.0"
 #: What a run trains, and on which data, when nothing is said.
@@ -14,15 +14,18 @@ __all__ = [
     "list_models",
     "load_data_and_model",
     "objective_function",
+    "register_model",
     "run_recbole_guider",
 ]
 
 compat.apply()
+entry_points.apply()
 
 _HOMES = {
     "list_models": "recbole_guider.registry",
     "load_data_and_model": "recbole_guider.quick_start",
     "objective_function": "recbole_guider.quick_start",
+    "register_model": "recbole_guider.registry",
     "run_recbole_guider": "recbole_guider.quick_start",
 }
 

@@ -73,6 +73,15 @@ def load(file: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     return state
 
 
+def is_checkpoint(file: str | Path) -> bool:
+    """Whether :func:`load` would read ``file``; the weights themselves are not read."""
+    try:
+        state = torch.load(file, weights_only=True, mmap=True)
+    except Exception:  # as in load
+        return False
+    return isinstance(state, dict) and isinstance(state.get("config"), dict) and "state_dict" in state
+
+
 def random_state(train_data: Any) -> dict[str, Any]:
     """The state of every generator that training draws from, as plain data and tensors."""
     version, words, gauss = random.getstate()
@@ -97,6 +106,33 @@ def restore_random_state(state: Mapping[str, Any], train_data: Any) -> None:
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([entry.cpu() for entry in state["cuda"]])
     train_data.generator.set_state(state["loader"].cpu())
+
+
+def optimizer_states(trainer: Any, apart: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The state of each optimiser that a trainer holds, and which of them is at work.
+
+    RecBole's RecVAE trainer has one for its encoder and one for its decoder, and puts each in turn in the place of
+    ``optimizer``.
+
+    Args:
+        trainer: a RecBole trainer.
+        apart: attributes that are saved elsewhere.
+    """
+    held = {
+        name: value
+        for name, value in vars(trainer).items()
+        if isinstance(value, torch.optim.Optimizer) and name != "optimizer" and name not in apart
+    }
+    at_work = next((name for name, optimizer in held.items() if optimizer is trainer.optimizer), "optimizer")
+    states = {name: optimizer.state_dict() for name, optimizer in held.items()}
+    return {"at_work": at_work, "states": {**states, at_work: trainer.optimizer.state_dict()}}
+
+
+def load_optimizers(trainer: Any, saved: Mapping[str, Any]) -> None:
+    """Take back what :func:`optimizer_states` gave."""
+    trainer.optimizer = getattr(trainer, saved["at_work"])
+    for name, state in saved["states"].items():
+        getattr(trainer, name).load_state_dict(state)
 
 
 class PlainCheckpoints(_Trainer):
@@ -143,12 +179,24 @@ class PlainCheckpoints(_Trainer):
             "state_dict": self.model.state_dict(),
             "other_parameter": plain(self.model.other_parameter()),
             "optimizer": self.optimizer.state_dict(),
+            "optimizers": optimizer_states(self, apart=("teacher_optimizer",)),
             "random_state": None if self._train_data is None else random_state(self._train_data),
             "extra_state": self.extra_state(),
         }
         save(state, file)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {file}")
+
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """What RecBole's trainers with stages (RaCT) write after one: the backbone's weights, for the next stage.
+
+        The next stage reads them as ``pre_model_path``, with GUIDER or without. The run's own checkpoint is a file of
+        its own, as always.
+        """
+        backbone: Any = getattr(self.model, "student", self.model)
+        weights = backbone.state_dict()
+        save({"epoch": epoch, "state_dict": weights}, saved_model_file)
+        self._save_checkpoint(epoch, verbose=False)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Continue from a checkpoint: the weights, every optimiser, the counters and the random streams."""
@@ -157,7 +205,9 @@ class PlainCheckpoints(_Trainer):
             raise GuiderError(
                 f"{resume_file} holds a {state['config']['model']}: it cannot continue as {self.config['model']}."
             )
+        self.optimizer = getattr(self, state["optimizers"]["at_work"])
         super().resume_checkpoint(resume_file)
+        load_optimizers(self, state["optimizers"])
         self.saved_model_file = os.path.join(os.path.dirname(str(resume_file)), state["best_model_file"])
         self.best_valid_result = state["best_valid_result"]
         self._resumed_random_state = state["random_state"]
@@ -179,5 +229,8 @@ class PlainCheckpoints(_Trainer):
         result = super().fit(
             train_data, valid_data, verbose, saved, show_progress, after_evaluation
         )
+        if saved and self.train_loss_dict and not Path(self.saved_model_file).exists():
+            # a trainer that never validates (a stage of RaCT) has saved nothing yet
+            self._save_checkpoint(max(self.train_loss_dict), verbose=False)
         Path(self.last_model_file).unlink(missing_ok=True)
         return result

@@ -113,6 +113,27 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")
 
 
+# -- models -------------------------------------------------------------------------------------------------------
+
+
+def _add_models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+
+
+def _models(arguments: argparse.Namespace, rest: list[str]) -> None:
+    import json
+
+    from tabulate import tabulate
+
+    from recbole_guider.registry import ModelInfo, list_models
+
+    models = list_models()
+    if arguments.json:
+        print(json.dumps([model._asdict() for model in models], indent=1))
+    else:
+        print(tabulate(models, headers=ModelInfo._fields, tablefmt="simple"))
+
+
 COMMANDS = {
     "run": Command(
         "train and test a model", add_run_arguments, _run, takes_settings=True,
@@ -124,5 +145,15 @@ Every setting of RecBole and of GUIDER can follow as --key=value, nested ones wi
     ),
     "convert": Command(
         "turn a folder of interactions and features into a data set", _add_convert_arguments, _convert
+    ),
+    "models": Command(
+        "list the models: their kind, the content they need, and how GUIDER teaches them", _add_models_arguments,
+        _models,
+        epilog="""\
+Every name can be given as --model; GUIDER_<name> is the denoised model, except where distillation is none.
+  modalities    any: reads the items' content, whatever modalities there are; none: reads none
+  distillation  factorised: over the whole catalogue, from two matrices; rows: over the whole catalogue, from score
+                rows; candidates: over items drawn for each batch; none: it is not trained by gradients
+""",
     ),
 }

@@ -39,6 +39,19 @@ def apply() -> None:
                 shim(sys.modules[name])
 
 
+def after_import(name: str, hook: Callable[[ModuleType], None]) -> None:
+    """Call ``hook`` with the module called ``name`` when its code has run, or now if it has; once for each hook.
+
+    Hooks of a module run in the order in which they came, after the shims of this file.
+    """
+    apply()
+    if hook in _SHIMS.get(name, ()):
+        return
+    _SHIMS[name] = (*_SHIMS.get(name, ()), hook)
+    if name in sys.modules:
+        hook(sys.modules[name])
+
+
 class _AfterImport(MetaPathFinder):
     """Runs the shims of a module right after its own code."""
 
@@ -321,6 +334,29 @@ def torch_amp(trainer_module: ModuleType) -> None:
         )
 
 
+def ncl_without_faiss(ncl_module: ModuleType) -> None:
+    """Let RecBole's NCL find its clusters with scikit-learn where faiss is not installed.
+
+    Why: RecBole does not require faiss, and its NCL cannot train an epoch without. The algorithm is the same, Lloyd's
+        from random points with 25 iterations; the clusters differ as they do between two seeds. At most as many
+        clusters are made as there are points.
+    Can go when RecBole requires faiss, or does without.
+    """
+    if find_spec("faiss") is not None:
+        return
+
+    def run_kmeans(self: Any, x: Any) -> tuple[Any, Any]:
+        import torch
+        from sklearn.cluster import KMeans
+
+        count = min(self.k, len(np.unique(x, axis=0)))
+        found = KMeans(count, init="random", n_init=1, max_iter=25, random_state=1234).fit(x)
+        centroids = torch.nn.functional.normalize(torch.from_numpy(found.cluster_centers_).float(), dim=1)
+        return centroids.to(self.device), torch.from_numpy(found.labels_).long().to(self.device)
+
+    ncl_module.NCL.run_kmeans = run_kmeans
+
+
 def _pandas_3() -> bool:
     import pandas as pd
 
@@ -345,6 +381,7 @@ _SHIMS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "pandas.io.formats.format": (pandas_formatter,),
     "recbole": (quiet_ray, numpy_aliases, scipy_dok_update),
     "recbole.data.dataset.dataset": (pandas_reading, pandas_loading),
+    "recbole.model.general_recommender.ncl": (ncl_without_faiss,),
     "recbole.trainer.trainer": (torch_load_of_trainers, torch_amp),
     "recbole.quick_start.quick_start": (torch_load_of_quick_start,),
 }

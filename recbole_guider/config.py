@@ -22,7 +22,7 @@ from recbole.config import Config
 
 from recbole_guider import compat
 from recbole_guider.errors import GuiderError
-from recbole_guider.registry import PREFIX, backbone_class, check_trainable, get_model_class
+from recbole_guider.registry import PREFIX, backbone_class, check_trainable, get_model_class, guided, is_ours, know
 from recbole_guider.resources import dataset_configs_dir, properties_dir
 from recbole_guider.settings import GuiderSettings, MirrorGradientSettings
 
@@ -34,7 +34,7 @@ _LAUNCHER_FLAGS = {
     *("--model", "-m", "--dataset", "-d", "--config_files", "--nproc", "--ip", "--port", "--world_size"),
     "--group_offset",
 }
-_SUBCOMMANDS = {"run", "tune", "audit", "convert", "noise", "benchmark"}
+_SUBCOMMANDS = {"run", "tune", "audit", "convert", "noise", "benchmark", "models"}
 
 #: Keys that belong to the process or follow from others; a stored configuration leaves them out.
 _NOT_STORED = {
@@ -190,6 +190,7 @@ class GuiderConfig(Config):
         else:
             named = given.__name__.startswith(PREFIX) and hasattr(given, "backbone")
             backbone = getattr(given, "backbone", given) if named else given
+            know(backbone)
         # what the user said; a block among the defaults gives values, but does not switch GUIDER on
         block = self.external_config_dict.get("guider")
         self._guider_on = block is not False and (block is not None or named)
@@ -198,8 +199,7 @@ class GuiderConfig(Config):
         self._backbone_name = name
         if not self._guider_on:
             return name, backbone, dataset_name
-        check_trainable(backbone, "GUIDER denoises")
-        return PREFIX + name, _guided(backbone), dataset_name
+        return PREFIX + name, guided(backbone), dataset_name
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(self._backbone_name, self._backbone_class, dataset)
@@ -250,6 +250,8 @@ class GuiderConfig(Config):
             assert checked is not None  # a mapping is a block that is on
             final["guider"] = checked.to_dict()
             try:
+                if checked.teacher.startswith(PREFIX):
+                    raise GuiderError(f"{checked.teacher} is a denoised model; name {checked.teacher[len(PREFIX):]}.")
                 check_trainable(get_model_class(checked.teacher), "a teacher is one of the")
             except GuiderError as error:
                 raise GuiderError(f"guider.teacher: {error}") from error
@@ -468,8 +470,41 @@ class GuiderConfig(Config):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        guided = self.model.startswith(PREFIX) and self._guider_on
-        self.model_class = _guided(self._backbone_class) if guided else self._backbone_class
+        know(self._backbone_class)
+        denoised = self.model.startswith(PREFIX) and self._guider_on
+        self.model_class = guided(self._backbone_class) if denoised else self._backbone_class
+
+
+def is_our_run(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | os.PathLike[str]] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+) -> bool:
+    """Whether a run with these arguments of RecBole's ``Config``, and this process's command line, needs this package:
+    its model is one that RecBole by itself does not know, or a ``guider`` block is on.
+
+    What cannot be read here is not ours: RecBole says what it thinks of it.
+    """
+    try:
+        found: dict[str, Any] = {}
+        for file in config_file_list or []:
+            found = merge(found, read_yaml(file))
+        given = dict(config_dict or {})
+        typed = [argument[2:].partition("=") for argument in sys.argv[1:] if argument.startswith("--")]
+        for source in (given, {key: value for key, separator, value in typed if separator}):
+            keys = ("model", "guider")
+            wanted = {key: value for key, value in source.items() if str(key).partition(".")[0] in keys}
+            found = merge(found, {
+                key: parse_value(key, value) if isinstance(value, str) else value for key, value in wanted.items()
+            })
+    except (GuiderError, TypeError, ValueError):
+        return False
+    name = model if model is not None else found.get("model")
+    block = found.get("guider")
+    if block is not None and block is not False:
+        return True
+    return is_ours(name if isinstance(name, str) else getattr(name, "__name__", ""))
 
 
 def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -650,13 +685,6 @@ def _device_request(final: Mapping[str, Any]) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", request):
         raise GuiderError(f"device is {device!r}: it must be auto, cpu, cuda or cuda:N.")
     return request
-
-
-def _guided(backbone: type) -> type:
-    # imported here: plain models need nothing of it
-    from recbole_guider.model.guider import guider_class
-
-    return guider_class(backbone)
 
 
 def _model_properties(name: str) -> Path:

@@ -175,28 +175,30 @@ def _closing_table(config: GuiderConfig, result: Mapping[str, Any], training: fl
 
 
 def load_data_and_model(
-    model_file: str | os.PathLike[str], config_dict: Mapping[str, Any] | None = None
+    model_file: str | os.PathLike[str], config_dict: Mapping[str, Any] | None = None, model: type | None = None
 ) -> tuple[GuiderConfig, Any, Any, Any, Any, Any]:
     """The model of a checkpoint with its data, as RecBole's function of this name gives them.
 
     Args:
         model_file: what a run printed as its checkpoint.
         config_dict: settings that differ here, such as ``{"data_path": ...}`` for data that moved.
+        model: the class of the (plain) model, where it is one of your own. A checkpoint has its name only, as it holds
+            nothing that could run code; a class that was registered, or trained in this process, is found by it.
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``; the model scores as it did when it was saved.
 
     Raises:
-        GuiderError: the file is missing, or not a checkpoint of this package.
+        GuiderError: the file is missing, or not a checkpoint of this package, or its model is not known.
     """
     checkpoint = load(os.fspath(model_file))
-    config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}))
+    config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}), model=model)
     trainer, train_data, valid_data, test_data = _prepare(config)
-    model = trainer.model
-    model.load_state_dict(checkpoint["state_dict"])
-    model.load_other_parameter(checkpoint.get("other_parameter"))
-    model.eval()
-    return config, model, train_data.dataset, train_data, valid_data, test_data
+    network = trainer.model
+    network.load_state_dict(checkpoint["state_dict"])
+    network.load_other_parameter(checkpoint.get("other_parameter"))
+    network.eval()
+    return config, network, train_data.dataset, train_data, valid_data, test_data
 
 
 def objective_function(

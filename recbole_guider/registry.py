@@ -1,16 +1,18 @@
-"""From a model's name to its class: this package's models, RecBole's, and GUIDER_<Backbone> around either."""
+"""From a model's name to its class: this package's models, RecBole's, a user's own, and GUIDER_<Backbone> around
+each."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import recbole
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 
 from recbole_guider.errors import GuiderError
@@ -19,13 +21,14 @@ from recbole_guider.errors import GuiderError
 PREFIX = "GUIDER_"
 
 _OURS = "recbole_guider.model"
-_OUR_FOLDER = Path(__file__).resolve().parent / "model"
 _RECBOLE = tuple(
     f"recbole.model.{family}_recommender"
     for family in ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
 )
 #: Files of recbole_guider/model/ that hold what models are made of.
 _NOT_MODELS = {"__init__", "base", "guider"}
+#: RecBole's models that call themselves general recommenders and have nothing to train: they are solved when made.
+_SOLVED_WHEN_MADE = {"recbole.model.general_recommender.nceplrec.NCEPLRec"}
 
 
 class ModelInfo(NamedTuple):
@@ -33,12 +36,12 @@ class ModelInfo(NamedTuple):
 
     #: the name for ``--model``; ``GUIDER_<name>`` is the denoised one
     name: str
-    #: ``multimodal`` (reads item content), ``id-based`` (does not) or ``traditional`` (has no training by gradients)
+    #: ``multimodal`` (reads item content), ``id-based`` or ``traditional`` (has no training by gradients)
     kind: str
-    #: the modalities it reads: ``any`` or ``none``
+    #: the modalities it needs: ``any`` (one or more, whichever they are) or ``none``
     modalities: str
-    #: how GUIDER teaches it: ``factorised`` (over the whole catalogue), ``candidates`` (over sampled items)
-    #: or ``none``
+    #: how GUIDER teaches it: ``factorised`` (over the whole catalogue, from two matrices), ``rows`` (over the whole
+    #: catalogue, from full score rows), ``candidates`` (over sampled items) or ``none`` (not at all)
     distillation: str
 
 
@@ -63,6 +66,15 @@ def get_model_class(name: str) -> type:
     backbone = backbone_class(name)
     if not name.startswith(PREFIX):
         return backbone
+    return guided(backbone)
+
+
+def guided(backbone: type) -> type:
+    """The class of GUIDER around the class of a model.
+
+    Raises:
+        GuiderError: GUIDER cannot wrap it.
+    """
     check_trainable(backbone, "GUIDER denoises")
     # imported here: it imports the teacher's class through this module
     from recbole_guider.model.guider import guider_class
@@ -77,11 +89,16 @@ def backbone_class(name: str) -> type:
         GuiderError: as :func:`get_model_class`.
     """
     bare = name.removeprefix(PREFIX)
+    if bare in _registered:
+        return _registered[bare]
     entry = _index().get(bare)
     if entry is None:
         near = [name[: len(name) - len(bare)] + known for known in _nearest(bare)]
         guess = f"did you mean {' or '.join(near)}?" if near else "recbole_guider.list_models() has the names."
-        raise GuiderError(f"there is no model {name!r}; {guess}")
+        raise GuiderError(
+            f"there is no model {name!r}; {guess} A class of your own is known by its name after "
+            f"recbole_guider.register_model(YourModel)."
+        )
     try:
         module = importlib.import_module(entry.module)
     except ModuleNotFoundError as error:
@@ -105,62 +122,113 @@ def check_trainable(model_class: type, role: str) -> None:
         GuiderError: it is not one.
     """
     kind = getattr(model_class, "type", None)
-    if kind != ModelType.GENERAL:
+    if not _trains(model_class):
         what = kind.name.lower() if isinstance(kind, ModelType) else "unknown"
+        if kind == ModelType.GENERAL:
+            what += ", but solved when it is made"
         raise GuiderError(
             f"model {model_class.__name__} is of type {what}: {role} general recommenders that are trained by "
             f"gradients, such as FREEDOM, LightGCN or BPR."
         )
 
 
+#: Models of a user's own, by name.
+_registered: dict[str, type] = {}
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def register_model(model_class: _Class) -> _Class:
+    """Make a model of one's own known by its name in this process; also a decorator.
+
+    Afterwards the name works wherever a model's name does: in files, for ``guider.teacher``, with ``GUIDER_`` before
+    it, when a checkpoint is loaded, and in RecBole's own functions. ``run_recbole_guider(model=YourModel)`` calls it.
+
+    Args:
+        model_class: a general recommender of RecBole's kind, made with ``(config, dataset)``.
+
+    Returns:
+        The class.
+
+    Raises:
+        GuiderError: it is no recommender, or its name is that of a model of RecBole or of this package.
+    """
+    name = getattr(model_class, "__name__", repr(model_class))
+    if not (isinstance(model_class, type) and issubclass(model_class, AbstractRecommender)):
+        raise GuiderError(f"{name} is no recommender: derive it from RecBole's GeneralRecommender.")
+    if name.startswith(PREFIX) or name in _index():
+        raise GuiderError(f"a model of your own cannot be called {name}, which is a model already; rename the class.")
+    _registered[name] = model_class
+    return model_class
+
+
+def know(model_class: type) -> None:
+    """Register a class that somebody runs, unless its name already leads to it.
+
+    Raises:
+        GuiderError: as :func:`register_model`.
+    """
+    entry = _index().get(model_class.__name__)
+    if entry is None or entry.module != model_class.__module__:
+        register_model(model_class)
+
+
+def is_ours(name: str) -> bool:
+    """Whether RecBole by itself does not know this name: a model of this package, a registered or a denoised one."""
+    entry = _index().get(name)
+    return name in _registered or name.startswith(PREFIX) or (entry is not None and entry.module.startswith(_OURS))
+
+
 def list_models() -> list[ModelInfo]:
-    """This package's models and RecBole's general recommenders, by name; no model is imported."""
+    """This package's models, registered ones and RecBole's general recommenders: content-based ones first, by name.
+
+    A model that needs a package which is not installed is left out.
+    """
     infos = []
-    sources = [file.read_text("utf-8") for file in sorted(_OUR_FOLDER.glob("*.py"))]
-    for name, entry in _index().items():
-        if entry.module.startswith(_OURS):
-            source = "\n".join(_lineage(name, sources))
-            distillation = _distillation(name, source)
-            reads_content = "item_features" in source
-            kind = "traditional" if distillation == "none" else "multimodal" if reads_content else "id-based"
-            infos.append(ModelInfo(name, kind, "any" if reads_content else "none", distillation))
-        elif entry.module.startswith(_RECBOLE[0]):
-            distillation = _distillation(name, entry.file.read_text("utf-8"))
-            infos.append(
-                ModelInfo(name, "traditional" if distillation == "none" else "id-based", "none", distillation)
-            )
-    return sorted(infos, key=lambda info: (info.kind != "multimodal", info.name.lower()))
+    names = [name for name, entry in _index().items() if entry.module.startswith((_OURS, _RECBOLE[0]))]
+    for name in [*names, *_registered]:
+        try:
+            infos.append(_info(name, backbone_class(name)))
+        except GuiderError:
+            continue
+    return sorted(infos, key=lambda info: (info.modalities == "none", info.name.lower()))
 
 
-def _lineage(name: str, sources: Sequence[str]) -> list[str]:
-    """The source of a class, and of the classes that it inherits from as far as ``sources`` define them."""
-    found: list[str] = []
-    for source in sources:
-        defined = re.search(rf"^class {name}\(([^)]*)\):.*?(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
-        if defined:
-            found.append(defined.group())
-            for base in re.findall(r"\w+", defined.group(1)):
-                found += _lineage(base, sources)
-    return found
+def _info(name: str, model_class: type) -> ModelInfo:
+    # imported here: it imports this package's base class, which plain runs of RecBole's models do without
+    from recbole_guider.teaching.scoring import scoring_kind
+
+    content = _reads_content(model_class)
+    modalities = "any" if content else "none"
+    if not _trains(model_class):
+        return ModelInfo(name, "traditional", modalities, "none")
+    return ModelInfo(name, "multimodal" if content else "id-based", modalities, scoring_kind(model_class))
 
 
-def _distillation(name: str, source: str) -> str:
-    if "ModelType.TRADITIONAL" in source:
-        return "none"
-    # what recbole_guider.model.base.scores_factorise asks of an instance, read off the source
-    graph_model = (
-        "restore_user_e" in source
-        and "restore_item_e" in source
-        and re.search(r"def forward\(self\)", source)
-    )
-    return "factorised" if name == "BPR" or "FactorisedRecommender" in source or graph_model else "candidates"
+def _reads_content(model_class: type) -> bool:
+    """Whether a class, or one that it derives from, asks the data set for ``item_features``."""
+    for each in model_class.__mro__:
+        if each.__module__.partition(".")[0] in ("recbole", "torch", "builtins"):
+            continue
+        try:
+            source = inspect.getsource(each)
+        except (OSError, TypeError):
+            continue  # made in a console
+        if "item_features" in source:
+            return True
+    return False
+
+
+def _trains(model_class: type) -> bool:
+    solved = f"{model_class.__module__}.{model_class.__qualname__}" in _SOLVED_WHEN_MADE
+    return getattr(model_class, "type", None) == ModelType.GENERAL and not solved
 
 
 @lru_cache(maxsize=1)
 def _index() -> dict[str, _Entry]:
     """Name -> where it is. By convention a model's file is its class's name in lower case."""
     index: dict[str, _Entry] = {}
-    folders = [(_OURS, _OUR_FOLDER)]
+    folders = [(_OURS, Path(__file__).resolve().parent / "model")]
     recbole_models = Path(recbole.__file__).resolve().parent / "model"
     folders += [(package, recbole_models / package.rpartition(".")[2]) for package in _RECBOLE]
     for package, folder in folders:

@@ -151,13 +151,19 @@ class MirrorGradientSettings(_Settings):
 class GuiderSettings(_Settings):
     """The whole ``guider`` block. Immutable; ``properties/guider.yaml`` shows the same keys and defaults."""
 
-    teacher: Annotated[str, Field(min_length=1)] = Field(default="LightGCN", description="the ID-based teacher")
+    variant: Literal["project", "released"] = Field(
+        default="project", description="this project's method, or what the published code does"
+    )
+    teacher: Annotated[str, Field(min_length=1)] = Field(default="LightGCN", description="the teacher's model")
     teacher_parameters: dict[str, Any] = Field(default_factory=dict, description="the teacher's hyper-parameters")
     calibration: CalibrationSettings = CalibrationSettings()
     dbpr: DBPRSettings = DBPRSettings()
     distillation: DistillationSettings = DistillationSettings()
     student_loss: Literal["own", "dbpr"] = Field(
         default="own", description="the backbone's loss, or the calibrated one"
+    )
+    student_weighting: Literal["resample", "weight", "none"] = Field(
+        default="resample", description="how the backbone's own loss sees clean probabilities"
     )
     schedule: Literal["in_sync", "pretrained"] = Field(
         default="in_sync", description="both each epoch, or the teacher first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,16 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.dataloader import UserDataLoader
 from recbole.data.interaction import Interaction
+from recbole.data.utils import get_dataloader
 from recbole.trainer import Trainer
 from recbole.utils import early_stopping, get_trainer, set_color
 from tqdm import tqdm
 
 from recbole_guider.amsc import Calibration
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
-from recbole_guider.checkpoint import PlainCheckpoints
+from recbole_guider.checkpoint import PlainCheckpoints, load_optimizers, optimizer_states
 from recbole_guider.errors import GuiderError
 from recbole_guider.mirror_gradient import MirrorGradientTrainer
+from recbole_guider.registry import PREFIX
+from recbole_guider.teaching.weighting import ThinnedBatches
 
 #: What the three numbers of a GUIDER epoch are called in logs, bars and TensorBoard.
 LOSS_NAMES = ("teacher loss", "student loss", "distillation loss")
@@ -112,8 +117,12 @@ class GuiderTraining(PlainCheckpoints):
         self.clean_probability: torch.Tensor | None = None
         self.calibration_summary: dict[str, Any] | None = None
         self.teacher_optimizer: Any = None
+        self.teacher_trainer: Any = None
+        if model.teacher is not None and not model.teacher_learns_dbpr:
+            self.teacher_trainer = _own_trainer(model.parts.teacher_config(config), model.teacher)
         if model.teacher is not None:
-            own = config.teacher_config()  # guider.teacher_parameters may give the teacher a learning rate of its own
+            # guider.teacher_parameters may give the teacher a learning rate of its own
+            own = model.parts.teacher_config(config)
             self.teacher_optimizer = self._build_optimizer(
                 params=list(model.teacher.parameters()),
                 **{key: own[key] for key in ("learner", "learning_rate", "weight_decay")},
@@ -121,6 +130,9 @@ class GuiderTraining(PlainCheckpoints):
         self._order = torch.Generator().manual_seed(config["seed"])
         self._student_order = torch.Generator().manual_seed(config["seed"] + 1)
         self._teacher_ready = False
+        self._teacher_loader: Any = None
+        for note in model.notes:
+            self.logger.info(f"{set_color('GUIDER', 'green')}: {note}")
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         # RecBole would hand every parameter to one optimiser; the teacher has one of its own.
@@ -136,6 +148,9 @@ class GuiderTraining(PlainCheckpoints):
 
     def _calibrate(self, dataset: Any, behaviour_embeddings: np.ndarray | None = None) -> None:
         start = time()
+        if not self.model.parts.calibrates:
+            self.clean_probability = torch.ones(len(dataset.inter_feat))
+            return
         self.calibration = calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
         self.clean_probability = torch.from_numpy(np.asarray(self.calibration.clean_probability, dtype=np.float32))
         self.calibration_summary = summary(self.calibration)
@@ -151,7 +166,7 @@ class GuiderTraining(PlainCheckpoints):
         attach(dataset, self.clean_probability)
         users = dataset.inter_feat[dataset.uid_field].numpy()
         items = dataset.inter_feat[dataset.iid_field].numpy()
-        self.model.set_calibration(users, items, self.clean_probability.numpy() >= 0.5)
+        self.model.set_calibration(users, items, self.clean_probability.numpy())
 
     def _log_calibration(self, seconds: float) -> None:
         found = self.calibration_summary
@@ -176,16 +191,36 @@ class GuiderTraining(PlainCheckpoints):
             self.teacher_optimizer.zero_grad(set_to_none=True)
             self.optimizer = student_optimizer
 
-    def _teacher_batches(self, train_data: Any) -> CalibratedBatches:
-        return CalibratedBatches(train_data.dataset, self._dbpr_batch_size, self._order)
+    def _teacher_batches(self, train_data: Any) -> Any:
+        """DBPR's batches, or those of the teacher's own loss over what counts as clean in this epoch."""
+        if self.model.teacher_learns_dbpr:
+            sampler = train_data._sampler if self.model.teacher_needs_negatives else None
+            return CalibratedBatches(
+                train_data.dataset, self._dbpr_batch_size, self._order, sampler, self.model.NEG_ITEM_ID
+            )
+        if self._teacher_loader is None:
+            own = self.model.parts.teacher_config(self.config)
+            self._teacher_loader = get_dataloader(own, "train")(
+                own, train_data.dataset, train_data._sampler, shuffle=True
+            )
+        return ThinnedBatches(self._teacher_loader, self._row_probability(self._teacher_loader), self._order)
 
     def _student_batches(self, train_data: Any) -> Any:
-        """RecBole's training loader, or DBPR's batches if that is what the student learns from."""
-        if self.settings.student_loss == "own":
-            return train_data
-        return CalibratedBatches(
-            train_data.dataset, self._dbpr_batch_size, self._student_order, train_data._sampler, self.model.NEG_ITEM_ID
-        )
+        """RecBole's training loader, or what the student is to see of it, or DBPR's batches."""
+        if self.model.student_learns_dbpr:
+            return CalibratedBatches(
+                train_data.dataset, self._dbpr_batch_size, self._student_order, train_data._sampler,
+                self.model.NEG_ITEM_ID,
+            )
+        probability = self._row_probability(train_data) if self.model.weighting == "thinned" else None
+        return train_data if probability is None else ThinnedBatches(train_data, probability, self._student_order)
+
+    def _row_probability(self, loader: Any) -> torch.Tensor | None:
+        """How clean each row of a loader is; None where its rows are no interactions, or all of them are clean."""
+        clean = self.clean_probability
+        if clean is None or loader.sample_size != len(clean) or isinstance(loader, UserDataLoader):
+            return None
+        return None if bool((clean == 1).all()) else clean
 
     @property
     def _dbpr_batch_size(self) -> int:
@@ -194,30 +229,32 @@ class GuiderTraining(PlainCheckpoints):
 
     def _teacher_pass(self, batches: Any, epoch_idx: int) -> float:
         self.optimizer.zero_grad(set_to_none=True)
+        if self.teacher_trainer is not None:
+            return self.teacher_trainer._train_epoch(batches, epoch_idx)
         with self._teaching():
             # not the epoch of a backbone's own trainer: the teacher is another model
             return MirrorGradientTrainer._train_epoch(self, batches, epoch_idx, loss_func=self.model.teacher_loss)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
-    ) -> tuple[float, ...]:
+    ) -> tuple[float, float, float]:
         every = self.settings.calibration.recalibrate_every
-        if every and epoch_idx and epoch_idx % every == 0 and self.model.teacher is not None:
+        if every and epoch_idx and epoch_idx % every == 0 and self.model.parts.calibrates:
             self.model.freeze_teacher()
             self._calibrate(train_data.dataset, self.model.teacher_item_matrix())
             self._apply_calibration(train_data.dataset)
         teaches = self.teacher_optimizer is not None and self.settings.schedule == "in_sync"
         batches: Any = self._teacher_batches(train_data) if teaches else []
         student_batches = self._student_batches(train_data)
-        self.model.last_losses.clear()
+        self.model.begin_epoch()
         with _progress_bar(f"Train {epoch_idx:>5}", len(batches) + len(student_batches), show_progress) as bar:
             watch = [_Watched(loader, bar, self.model.last_losses) for loader in (batches, student_batches)]
             teacher_loss = self._teacher_pass(watch[0], epoch_idx) if teaches else 0.0
             self.model.freeze_teacher()
-            losses = super()._train_epoch(
-                watch[1], epoch_idx, loss_func=loss_func
-            )
-        return (teacher_loss, *losses)
+            # the sum over batches that RecBole returns has the form of the backbone's loss: ours are told apart here
+            super()._train_epoch(watch[1], epoch_idx, loss_func=loss_func)
+        sums = self.model.epoch_losses
+        return teacher_loss, sums.get("student", 0.0), sums.get("distillation", 0.0)
 
     def _pretrain_teacher(self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool) -> None:
         """Train the teacher alone until its validation score stops rising, and keep it as it was at its best."""
@@ -226,7 +263,7 @@ class GuiderTraining(PlainCheckpoints):
         best_state = deepcopy(self.model.teacher.state_dict())
         for epoch_idx in range(self.epochs):
             start = time()
-            self.model.last_losses.clear()
+            self.model.begin_epoch()
             with _progress_bar(f"Teach {epoch_idx:>5}", len(batches), show_progress) as bar:
                 loss = self._teacher_pass(_Watched(batches, bar, self.model.last_losses), epoch_idx)
             if not valid_data or (epoch_idx + 1) % self.eval_step:
@@ -277,6 +314,7 @@ class GuiderTraining(PlainCheckpoints):
     def extra_state(self) -> dict[str, Any]:
         return {
             "teacher_optimizer": None if self.teacher_optimizer is None else self.teacher_optimizer.state_dict(),
+            "teacher_trainer": None if self.teacher_trainer is None else optimizer_states(self.teacher_trainer),
             "teacher_ready": self._teacher_ready,
             "order": self._order.get_state(),
             "student_order": self._student_order.get_state(),
@@ -287,6 +325,8 @@ class GuiderTraining(PlainCheckpoints):
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         if self.teacher_optimizer is not None:
             self.teacher_optimizer.load_state_dict(state["teacher_optimizer"])
+        if self.teacher_trainer is not None:
+            load_optimizers(self.teacher_trainer, state["teacher_trainer"])
         self._teacher_ready = state["teacher_ready"]
         self._order.set_state(state["order"].cpu())
         self._student_order.set_state(state["student_order"].cpu())
@@ -298,6 +338,19 @@ class GuiderTrainer(GuiderTraining, MirrorGradientTrainer):
     """GUIDER's training around RecBole's standard trainer; backbones with a trainer of their own keep theirs."""
 
 
+def _own_trainer(config: Any, teacher: Any) -> Trainer | None:
+    """RecBole's trainer of a teacher that learns from its own loss, where it has steps of its own (RecVAE).
+
+    Args:
+        config: the teacher's.
+    """
+    trainer = inspect.unwrap(get_trainer)(config["MODEL_TYPE"], config["model"])
+    if trainer._train_epoch is Trainer._train_epoch:
+        return None
+    config["log_wandb"] = False  # the run's trainer does
+    return trainer(config, teacher)
+
+
 @cache
 def _with(mixin: type, trainer: type) -> type:
     # a trainer of RecBole's own derives from Trainer: in the order of bases MirrorGradientTrainer comes between the two
@@ -307,9 +360,16 @@ def _with(mixin: type, trainer: type) -> type:
 
 def trainer_class(config: Any) -> type:
     """The trainer of a run: RecBole's choice for the backbone, with GUIDER's training where its block is on."""
-    trainer = get_trainer(config["MODEL_TYPE"], config["backbone"])
-    if config.guider_settings is None:
+    return _trainer(config["MODEL_TYPE"], config["backbone"], config.guider_settings is not None)
+
+
+def trainer_of(model_type: Any, name: str) -> type:
+    """The trainer of a model of this package, or of ``GUIDER_<Backbone>``."""
+    return _trainer(model_type, name.removeprefix(PREFIX), name.startswith(PREFIX))
+
+
+def _trainer(model_type: Any, backbone: str, guided: bool) -> type:
+    trainer = inspect.unwrap(get_trainer)(model_type, backbone)  # RecBole's own: under that name it has trainer_of
+    if not guided:
         return _with(PlainCheckpoints, trainer)
     return GuiderTrainer if trainer is Trainer else _with(GuiderTraining, trainer)
-
-

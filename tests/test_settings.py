@@ -80,7 +80,7 @@ def test_settings_cannot_change():
         ),
         ({"eta": 1}, r"guider\.eta is not a setting; did you mean guider\.dbpr\.eta\?"),
         ({"techer": "BPR"}, r"guider\.techer is not a setting; did you mean guider\.teacher\?"),
-        ({"qqqq": 1}, r"guider\.qqqq is not a setting\. Allowed: teacher, "),
+        ({"qqqq": 1}, r"guider\.qqqq is not a setting\. Allowed: variant, teacher, "),
         # an unknown key is named before a wrong value, which may follow from it
         ({"dbpr": {"eta": -1}, "qqqq": 1}, r"guider\.qqqq"),
         ({"dbpr": {"eta": -1}}, r"guider\.dbpr\.eta is -1: it must be a number >= 0\."),

@@ -6,6 +6,7 @@ Without content, noise or another mask, everything here is RecBole's own: the sa
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import os
 import pickle
@@ -29,6 +30,9 @@ from recbole_guider.data.noise import inject_interactions, shuffle_features
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import apply_eval_mask, batch_by_memory
 from recbole_guider.settings import GuiderSettings, NoiseSettings
+
+# RecBole's own: under these names it has functions that call the ones below
+create_dataset, data_preparation = inspect.unwrap(create_dataset), inspect.unwrap(data_preparation)
 
 
 class GuiderDataset(Dataset):

@@ -7,7 +7,6 @@ those two matrices and never on the score matrix.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -149,38 +148,3 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         users, items = self.evaluation_embeddings()
         return (users[interaction[self.USER_ID]] @ items.T).view(-1)
-
-
-def factorised_encoding(model: nn.Module) -> Encoding | None:
-    """The user and item matrices of any recommender, or None where its scores do not factorise.
-
-    Understood are this package's models (``encode()``), RecBole's graph models (``forward()`` without arguments
-    that returns the user and the item matrix) and matrix factorisation (RecBole's BPR).
-
-    Args:
-        model: a RecBole general recommender.
-
-    Returns:
-        ``U [n_users, d]`` and ``V [n_items, d]`` with gradients, or None.
-    """
-    if isinstance(model, FactorisedRecommender):
-        return model.encode()
-    if type(model).__name__ == "BPR":
-        return Encoding(model.user_embedding.weight, model.item_embedding.weight)
-    if scores_factorise(model):
-        return Encoding(*model.forward())
-    return None
-
-
-def scores_factorise(model: nn.Module) -> bool:
-    """Whether :func:`factorised_encoding` has an answer for ``model``, decided without running it."""
-    if isinstance(model, FactorisedRecommender) or type(model).__name__ == "BPR":
-        return True
-    # RecBole's LightGCN, NGCF, DGCF, ...: forward() takes nothing and full_sort_predict multiplies two matrices.
-    required = [
-        parameter
-        for parameter in inspect.signature(model.forward).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    return not required and hasattr(model, "restore_user_e") and hasattr(model, "restore_item_e")

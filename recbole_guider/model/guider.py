@@ -1,10 +1,11 @@
-"""GUIDER around a backbone: an ID-based teacher on calibrated interactions, and a student that learns from it."""
+"""GUIDER around a backbone: a teacher on calibrated interactions, and a student that learns from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -13,39 +14,38 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recbole_guider.calibration import CLEAN_PROBABILITY
-from recbole_guider.distill import (
-    catalogue_moments,
-    kl_distillation_loss,
-    min_norm_weights,
-    ot_distillation_loss,
-)
 from recbole_guider.errors import GuiderError
-from recbole_guider.losses import dbpr_loss, soft_negative
-from recbole_guider.model.base import Encoding, FactorisedRecommender, factorised_encoding, scores_factorise
-from recbole_guider.model.fast_lightgcn import FastLightGCN
-from recbole_guider.settings import DBPRSettings, GuiderSettings
-
-#: RecBole models that this package computes faster, with the same parameters, loss and scores.
-ACCELERATED: dict[str, type] = {"LightGCN": FastLightGCN}
-
-#: Candidate items for models whose scores do not factorise, and users of a batch that are compared on them.
-N_CANDIDATES = 256
-N_CANDIDATE_USERS = 64
-#: KL distillation compares the teacher's best items and random ones.
-KL_TOP, KL_RANDOM = 50, 200
+from recbole_guider.model.accelerated import fastest
+from recbole_guider.model.base import Encoding, FactorisedRecommender
+from recbole_guider.settings import GuiderSettings
+from recbole_guider.teaching.dbpr import DBPR
+from recbole_guider.teaching.distiller import N_CANDIDATES
+from recbole_guider.teaching.parts import parts_of
+from recbole_guider.teaching.scoring import CANDIDATES, ROWS, Scoring, trainable
+from recbole_guider.teaching.weighting import (
+    PairLookup,
+    ThinnedHistory,
+    WeighedHistory,
+    has_weighable_rows,
+    learns_history_lists,
+    reads_histories,
+    weighted_ranking_loss,
+)
 
 
 class Guider(FactorisedRecommender):
     """A backbone (the student) with its teacher.
 
-    The teacher, an ID-based recommender, is trained on the DBPR loss over calibrated interactions
-    (:meth:`teacher_loss`). The student, the backbone, is trained on its own loss, or on DBPR, and on the distillation
-    loss from the frozen teacher (:meth:`calculate_loss`). It is the student that predicts. The schedule, the two
-    optimisers and the calibration belong to the trainer (:mod:`recbole_guider.trainer`).
+    The teacher is trained on calibrated interactions (:meth:`teacher_loss`): on the DBPR loss where its scores can be
+    had for single pairs, else on its own loss. The student, the backbone, is trained on its own loss, or on DBPR, and
+    on the distillation loss from the frozen teacher (:meth:`calculate_loss`). It is the student that predicts. The
+    schedule, the optimisers and the calibration belong to the trainer (:mod:`recbole_guider.trainer`).
 
-    With the ``softmax`` form of DBPR a model is trained on cosines, so it is also scored by cosines: the rows of its
-    matrices have unit length.
+    With the ``softmax`` form of DBPR a factorised model is trained on cosines, so it is also scored by cosines: the
+    rows of its matrices have unit length.
+
+    A trainer finds everything that the backbone has here, too: RecBole's trainers of single models call methods of
+    theirs (NCL's ``e_step``, RecVAE's ``update_prior``).
 
     Concrete classes, one for each backbone, come from :func:`guider_class`.
     """
@@ -55,68 +55,184 @@ class Guider(FactorisedRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.settings: GuiderSettings = config.guider_settings
+        self.parts = parts_of(self.settings.variant)
         # The student first: with the same seed it starts from the same values as the plain model.
-        self.student = ACCELERATED.get(self.backbone.__name__, self.backbone)(config, dataset)
-        self.student_factorises = scores_factorise(self.student)
-        if self.settings.student_loss == "dbpr" and not self.student_factorises:
-            raise GuiderError(
-                f"guider.student_loss is dbpr: it needs user and item matrices, which {self.backbone.__name__} does "
-                f"not have; use own."
-            )
+        self.student = fastest(self.backbone)(config, dataset)
+        self.student_scoring = Scoring(self.student)
         self.teacher: nn.Module | None = None
+        self.teacher_scoring: Scoring | None = None
         if self.settings.distillation.objective != "none":
-            self.teacher = _build_teacher(config, dataset)
+            self.teacher = self.parts.build_teacher(self.parts.teacher_config(config), dataset)
+            self.teacher_scoring = Scoring(self.teacher)
+        self._check()
         seed: int = config["seed"]
-        for name in ("negatives", "eta", "users", "candidates"):
-            # one stream each, and none of them the one that draws initial values
-            self.generator(name, seed=seed + 1 + sum(map(ord, name)))
-        self.profiles = _Profiles(
-            dataset.inter_feat[dataset.uid_field].numpy(),
-            dataset.inter_feat[dataset.iid_field].numpy(),
-            self.n_users,
-            self.n_items,
+        users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
+        self.dbpr = DBPR(
+            self.settings.dbpr, users, items, self.n_users, self.n_items, (self.USER_ID, self.ITEM_ID), seed
         )
-        self.true_profiles = self.profiles
+        self.distiller = None
+        if self.teacher_scoring is not None:
+            unit_length = self.teacher_learns_dbpr and self.dbpr.unit_length
+            self.distiller = self.parts.distiller(
+                self.settings, self.student_scoring, self.teacher_scoring, unit_length, seed
+            )
+        #: losses of the latest batch, and their sums since :meth:`begin_epoch`, by name
         self.last_losses: dict[str, float] = {}
-        self._teacher_matrices: tuple[Tensor, Tensor] | None = None
-        self._teacher_moments: Any = None
+        self.epoch_losses: dict[str, float] = {}
+        self._said = False
         self._teacher_scores = False
-        self._batch = 0
+        self._pairs = users, items
+        self._set_up_histories(len(users), seed)
 
-    # the place in the epoch decides whether a batch is distilled: like the generators, it moves on with every loss
-    def get_extra_state(self) -> dict[str, Tensor]:
-        return {**super().get_extra_state(), "batch": torch.tensor(self._batch)}
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            student = self.__dict__.get("_modules", {}).get("student")
+            # a buffer belongs to its own module: who asks for one is about to register it
+            if student is None or name.startswith("__") or name in student._buffers:
+                raise
+            return getattr(student, name)
 
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        state = dict(state)
-        self._batch = int(state.pop("batch", 0))  # every pass of the student begins at 0: it may be lacking
-        super().set_extra_state(state)
+    # -- what applies to these two models -------------------------------------------------------------------------
 
-    # -- what the trainer tells the model -------------------------------------------------------------------------
+    @property
+    def student_learns_dbpr(self) -> bool:
+        """Whether DBPR takes the place of the student's ranking loss."""
+        return self.settings.student_loss == "dbpr" and "student_loss" not in self.parts.ignored
 
-    def set_calibration(self, users: np.ndarray, items: np.ndarray, is_clean: np.ndarray) -> None:
-        """Take over which training interactions are true.
+    @property
+    def teacher_learns_dbpr(self) -> bool:
+        """Whether the teacher is trained on DBPR; else on its own loss."""
+        scoring = self.teacher_scoring
+        return scoring is not None and self.parts.teacher_learns_dbpr and scoring.kind != ROWS
+
+    @property
+    def teacher_needs_negatives(self) -> bool:
+        """Whether the teacher's loss has a part that compares a sampled item (as FREEDOM's content terms do)."""
+        own = type(self.teacher)
+        return issubclass(own, FactorisedRecommender) and own.auxiliary_loss is not FactorisedRecommender.auxiliary_loss
+
+    @property
+    def weighting(self) -> str:
+        """How the student's own loss sees the calibration: ``rows`` (weighted), ``thinned`` (rows), ``history``,
+        ``thinned history`` or ``none``."""
+        if not self.parts.calibrates or self.student_learns_dbpr or self.settings.student_weighting == "none":
+            return "none"
+        if self._weighed:
+            return "history"
+        if self._thinned is not None:
+            return "thinned history"
+        exact = self.settings.student_weighting == "weight" and has_weighable_rows(self.student)
+        return "rows" if exact else "thinned"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how these two models are taught: a sentence for each thing out of the ordinary."""
+        student, notes = self.student_scoring, []
+        if self.teacher_scoring is not None:
+            for scoring in (student, self.teacher_scoring):
+                if scoring.kind == CANDIDATES:
+                    notes.append(
+                        f"{scoring.name} scores pairs: the distillation loss compares {N_CANDIDATES} items drawn for "
+                        f"each batch, not the whole catalogue."
+                    )
+            if not self.teacher_learns_dbpr and self.parts.teacher_learns_dbpr:
+                notes.append(
+                    f"{self.teacher_scoring.name} scores whole rows only: as a teacher it learns from its own loss, "
+                    f"with histories weighed by the clean probability, not from DBPR."
+                )
+        if self.weighting == "history":
+            notes.append(f"{student.name} learns whole histories: they are weighed by the clean probability.")
+        elif self.weighting == "thinned history":
+            notes.append(f"{student.name} learns whole histories: an epoch takes an item with its clean probability.")
+        elif self.settings.student_weighting == "weight" and self.weighting == "thinned":
+            notes.append(
+                f"the loss of {student.name} cannot be had row by row: rows are resampled instead of weighted "
+                f"(guider.student_weighting)."
+            )
+        if self.parts.ignored:
+            notes.append(
+                f"guider.variant {self.settings.variant} does not read {', '.join(self.parts.ignored)}."
+            )
+        return list(dict.fromkeys(notes))
+
+    def _check(self) -> None:
+        """Raise for what cannot work with these two models, before anything is trained."""
+        settings = self.settings
+        if self.student_learns_dbpr and self.student_scoring.kind == ROWS:
+            raise GuiderError(
+                f"guider.student_loss is dbpr: it needs scores of single pairs, and {self.backbone.__name__} gives "
+                f"whole rows only; use own."
+            )
+        if settings.calibration.recalibrate_every and "calibration" not in self.parts.ignored:
+            scoring = self.teacher_scoring
+            if scoring is None or not scoring.factorised:
+                what = "there is no teacher" if scoring is None else f"{scoring.name} has none"
+                raise GuiderError(
+                    f"guider.calibration.recalibrate_every is {settings.calibration.recalibrate_every}: calibrating "
+                    f"again takes the behaviour from the teacher's item matrix, and {what}; use 0."
+                )
+
+    # -- calibration ----------------------------------------------------------------------------------------------
+
+    def _set_up_histories(self, size: int, seed: int) -> None:
+        self._weighed: list[WeighedHistory] = []
+        self._thinned: ThinnedHistory | None = None
+        self._lookup: PairLookup | None = None
+        if not self.parts.calibrates:
+            return
+        if self.settings.student_weighting != "none":
+            if reads_histories(self.student):
+                self._weighed.append(WeighedHistory(self.student))
+            elif learns_history_lists(self.student):
+                self._thinned = ThinnedHistory(self.student, self.generator("history", seed=seed + 2))
+        if self.teacher is not None and not self.teacher_learns_dbpr and reads_histories(self.teacher):
+            self._weighed.append(WeighedHistory(self.teacher))
+        if self._weighed:
+            # the model scores with the weighed histories: a checkpoint must hold the weights
+            self.register_buffer("clean_probability", torch.ones(size))
+            self.register_load_state_dict_post_hook(_weigh_after_loading)
+
+    def set_calibration(self, users: np.ndarray, items: np.ndarray, clean_probability: np.ndarray) -> None:
+        """Take over how clean each training interaction is.
 
         Args:
             users, items: int ``[nnz]``, RecBole's ids of the training pairs.
-            is_clean: bool ``[nnz]``.
+            clean_probability: float ``[nnz]``; 0.5 and more counts as true.
         """
-        self.true_profiles = _Profiles(users[is_clean], items[is_clean], self.n_users, self.n_items)
+        is_clean = clean_probability >= 0.5
+        self.dbpr.set_true(users[is_clean], items[is_clean])
+        self._pairs = users, items
+        if self._weighed:
+            self.clean_probability.copy_(torch.from_numpy(clean_probability))
+        self.weigh_histories(clean_probability)
 
-    @torch.no_grad()
+    def weigh_histories(self, clean_probability: np.ndarray) -> None:
+        """Let the models that read whole histories read them by clean_probability, float ``[nnz]``."""
+        if self._weighed or self._thinned is not None:
+            self._lookup = PairLookup(*self._pairs, clean_probability, self.n_items)
+        for history in self._weighed:
+            history.apply(self._lookup)  # type: ignore[arg-type]  # made above
+
+    # -- passes ---------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        """Forget the losses of the epoch before."""
+        self.last_losses.clear()
+        self.epoch_losses.clear()
+
     def freeze_teacher(self) -> None:
-        """Begin a student pass: the teacher's matrices are computed once, as they stand."""
-        self._batch = 0
-        if self.teacher is None:
-            return
-        self.teacher.eval()
-        self._teacher_matrices = self._scoring_matrices(self.teacher, self.settings.dbpr.form == "softmax")
-        self._teacher_moments = catalogue_moments(self._teacher_matrices[1], self.settings.distillation.cost)
+        """Begin a student pass: what the teacher knows is taken as it stands."""
+        if self.distiller is not None:
+            self.distiller.freeze()
+        if self._thinned is not None and self._lookup is not None:
+            self._thinned.draw(self._lookup)
 
     def teacher_item_matrix(self) -> np.ndarray:
         """The frozen teacher's item matrix, float32 ``[n_items, d]``."""
-        assert self._teacher_matrices is not None
-        return self._teacher_matrices[1].cpu().numpy()
+        assert self.distiller is not None and self.distiller.teacher_matrices is not None
+        return self.distiller.teacher_matrices[1].cpu().numpy()
 
     @contextmanager
     def scored_by_teacher(self) -> Iterator[None]:
@@ -130,248 +246,159 @@ class Guider(FactorisedRecommender):
     # -- losses ---------------------------------------------------------------------------------------------------
 
     def teacher_loss(self, interaction: Interaction) -> Tensor:
-        """DBPR of the teacher on a batch of calibrated interactions, with the teacher's own regulariser; scalar."""
-        assert self.teacher is not None
-        encoding = _encode(self.teacher)
-        loss = self._dbpr(encoding, interaction)
-        if isinstance(self.teacher, FactorisedRecommender):
-            loss = loss + self.teacher.regulariser(encoding, interaction)
-        loss = loss.sum()
-        self.last_losses["teacher"] = loss.item()
+        """The teacher's loss on a batch; scalar.
+
+        DBPR with whatever the teacher learns beside its ranking, or the teacher's own loss.
+        """
+        teacher, scoring = self.teacher, self.teacher_scoring
+        assert teacher is not None and scoring is not None
+        if self.teacher_learns_dbpr:
+            loss = self._dbpr(teacher, scoring, interaction)[0].sum()
+        else:
+            loss = sum(_parts(teacher.calculate_loss(interaction)))
+        self._record("teacher", loss)
         return loss
 
-    def calculate_loss(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        """The student's losses on a batch: its ranking loss, and the weighted distillation loss."""
-        encoding = _encode(self.student) if self.student_factorises else None
-        own = self._student_loss(encoding, interaction).sum()
-        interval = self.settings.distillation.interval
-        due, self._batch = self._batch % interval == 0, self._batch + 1
-        if self._teacher_matrices is None or not due:
-            distilled = torch.zeros_like(own)
-        else:
-            distilled = self._distillation(encoding, interaction)
-            own_weight, weight = self._balance(own, distilled, encoding)
-            own, distilled = own_weight * own, weight * distilled
-            self.last_losses["distillation"] = distilled.item()
-        self.last_losses["student"] = own.item()
+    def calculate_loss(self, interaction: Interaction, **arguments: Any) -> Tensor | tuple[Tensor, ...]:
+        """The student's loss on a batch with the weighted distillation loss added.
+
+        It has the form of the backbone's own loss, one number or several, as the backbone's trainer expects it.
+
+        Args:
+            arguments: what the backbone's own trainer gives its loss beside the batch.
+        """
+        own, distilled = self.student_losses(interaction, **arguments)
+        if distilled is not None:
+            own = (own[0] + distilled, *own[1:])
+        return own if len(own) > 1 else own[0]
+
+    def student_losses(self, interaction: Interaction, **arguments: Any) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The student's own loss in its parts, and the distillation loss (None in a batch without), both weighted."""
+        own, encoding = self._own_losses(interaction, **arguments)
+        distilled = None
+        if self.distiller is not None and self.distiller.due():
+            distilled = self.distiller.loss(encoding, interaction[self.USER_ID])
+            if not distilled.requires_grad:
+                self._say_that_nothing_is_distilled()
+                distilled = None
+        if distilled is not None:
+            own_weight, weight = self.parts.balance(
+                sum(own[1:], own[0]),
+                distilled,
+                self._shared(encoding),
+                self.settings,
+            )
+            own, distilled = tuple(own_weight * part for part in own), weight * distilled
+            self._record("distillation", distilled)
+        self._record("student", sum(part.detach() for part in own))
         return own, distilled
 
-    def _student_loss(self, encoding: Encoding | None, interaction: Interaction) -> Tensor:
+    def _say_that_nothing_is_distilled(self) -> None:
+        if not self._said:
+            getLogger().warning(
+                f"The scores of {self.student_scoring.name} depend on nothing that is being trained: it learns nothing "
+                f"from its teacher."
+            )
+        self._said = True
+
+    def _own_losses(self, interaction: Interaction, **arguments: Any) -> tuple[tuple[Tensor, ...], Encoding | None]:
         student = self.student
-        if encoding is not None and self.settings.student_loss == "dbpr":
-            loss = self._dbpr(encoding, interaction)
-            if isinstance(student, FactorisedRecommender):
-                loss = loss + student.auxiliary_loss(encoding, interaction) + student.regulariser(encoding, interaction)
-            return loss
-        if encoding is not None and isinstance(student, FactorisedRecommender):
-            return student.loss(encoding, interaction)
-        losses = student.calculate_loss(interaction)
-        return sum(losses) if isinstance(losses, tuple) else losses
+        if self.student_learns_dbpr:
+            loss, encoding = self._dbpr(student, self.student_scoring, interaction)
+            return (loss.sum(),), encoding
+        if not isinstance(student, FactorisedRecommender):
+            return _parts(student.calculate_loss(interaction, **arguments)), None
+        encoding = student.encode()
+        if self.weighting != "rows":
+            return (student.loss(encoding, interaction).sum(),), encoding
+        loss = weighted_ranking_loss(student, encoding, interaction) + _beside_ranking(student, encoding, interaction)
+        return (loss.sum(),), encoding
 
-    def _dbpr(self, encoding: Encoding, interaction: Interaction) -> Tensor:
-        settings: DBPRSettings = self.settings.dbpr
-        users, items = encoding.users, encoding.items
-        user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
-        clean = interaction[CLEAN_PROBABILITY]
-        softmax = settings.form == "softmax"
-        unit = (lambda matrix: normalize(matrix, dim=1)) if softmax else (lambda matrix: matrix)
-        # The negatives are shared, so a user who comes several times in a batch is scored against them once.
-        distinct, place = torch.unique(user, return_inverse=True)
-        user_rows = unit(users[distinct])
-        rows = user_rows[place]
-        count = settings.negatives if softmax else 1
-        sampled = torch.randint(1, self.n_items, (count,), generator=self.generator("negatives")).unique()
-        positive = (rows * unit(items[item])).sum(dim=1)
-        candidates = unit(items[sampled.to(user.device)])
-        # what the user interacted with is no negative; with false_as: negative this holds for true interactions only
-        own = self.true_profiles if settings.false_as == "negative" else self.profiles
-        row, column = own.among(distinct.cpu().numpy(), sampled.numpy())
-        hits = (row.to(user.device), column.to(user.device))
-        usable = None
-        if softmax and not settings.gamma:
-            negative = soft_negative(user_rows, candidates, temperature=settings.temperature, excluded=hits)[place]
-        else:
-            negative = (user_rows @ candidates.T)[place]
-            usable = torch.ones(len(distinct), len(sampled), dtype=torch.bool, device=user.device)
-            usable[hits] = False
-            usable = usable[place]
-        true_score = false_score = None
-        if settings.eta:
-            false = torch.nonzero(clean < 0.5).squeeze(1)
-            drawn = self.true_profiles.draw(user[false].cpu().numpy(), self.generator("eta")).to(user.device)
-            false, drawn = false[drawn >= 0], drawn[drawn >= 0]
-            true_score = (rows[false] * unit(items[drawn])).sum(dim=1)
-            false_score = positive[false]
-        return dbpr_loss(
-            positive,
-            negative,
-            clean,
-            true_score,
-            false_score,
-            form=settings.form,
-            temperature=settings.temperature,
-            soft=settings.soft,
-            eta=settings.eta,
-            gamma=settings.gamma,
-            negative_mask=usable,
-        )
+    def _dbpr(self, model: nn.Module, scoring: Scoring, interaction: Interaction) -> tuple[Tensor, Encoding | None]:
+        """DBPR in place of a model's ranking loss, and what else the model learns."""
+        if not scoring.factorised:
+            return self.dbpr.of_pairs(scoring, interaction), None
+        if not isinstance(model, FactorisedRecommender):
+            return self.dbpr.of_factors(scoring.factors(), interaction), None
+        encoding = model.encode()
+        loss = self.dbpr.of_factors(scoring.factors(encoding), interaction)
+        return loss + _beside_ranking(model, encoding, interaction), encoding
 
-    def _distillation(self, encoding: Encoding | None, interaction: Interaction) -> Tensor:
-        settings = self.settings.distillation
-        teacher_users, _ = self._teacher_matrices  # type: ignore[misc]  # checked by the caller
-        size = settings.users if encoding is not None else min(settings.users, N_CANDIDATE_USERS)
-        batch = self._distinct_users(interaction[self.USER_ID], size)
-        if encoding is None or settings.objective == "kl":
-            student_scores, teacher_scores = self._candidate_scores(batch, encoding)
-            if settings.objective == "kl":
-                return kl_distillation_loss(student_scores, teacher_scores, self.settings.dbpr.temperature)
-            # The cost of explicit scores is the factorised one over an identity: S = S I.
-            candidates = torch.eye(student_scores.shape[1], device=student_scores.device)
-            factors = (student_scores, candidates, teacher_scores, candidates)
-        else:
-            factors = (encoding.users[batch], encoding.items, teacher_users[batch], self._teacher_moments)
-        return ot_distillation_loss(
-            *factors,
-            cost=settings.cost,
-            plan=settings.plan,
-            epsilon=settings.epsilon,
-            iterations=settings.iterations,
-            anchor=settings.anchor,
-            debias=settings.debias,
-        )
+    def _shared(self, encoding: Encoding | None) -> Sequence[Tensor]:
+        """What both losses of the student depend on."""
+        if encoding is not None and self.parts.balances_at_matrices:
+            return [encoding.users, encoding.items]
+        return trainable(self.student)
 
-    def _distinct_users(self, users: Tensor, size: int) -> Tensor:
-        distinct = torch.unique(users)
-        if len(distinct) <= size:
-            return distinct
-        order = torch.randperm(len(distinct), generator=self.generator("users"))[:size]
-        return distinct[order.to(distinct.device)]
-
-    def _candidate_scores(self, batch: Tensor, encoding: Encoding | None) -> tuple[Tensor, Tensor]:
-        """Scores of student and teacher, ``[B, C]`` each, for the same candidate items of every user."""
-        teacher_users, teacher_items = self._teacher_matrices  # type: ignore[misc]  # checked by the caller
-        all_scores = teacher_users[batch] @ teacher_items.T
-        all_scores[:, 0] = -torch.inf
-        generator = self.generator("candidates")
-        if encoding is not None:
-            # each user's best items by the teacher, and items at random
-            best = all_scores.topk(min(KL_TOP, self.n_items - 1), dim=1).indices
-            random = torch.randint(1, self.n_items, (KL_RANDOM,), generator=generator).to(batch.device)
-            chosen = torch.cat([best, random.expand(len(batch), -1)], dim=1)
-            student_scores = (encoding.users[batch].unsqueeze(1) * encoding.items[chosen]).sum(dim=2)
-        else:
-            shared = torch.randperm(self.n_items - 1, generator=generator)[:N_CANDIDATES].to(batch.device) + 1
-            chosen = shared.expand(len(batch), -1)
-            pairs = Interaction(
-                {
-                    self.USER_ID: batch.repeat_interleave(len(shared)),
-                    self.ITEM_ID: shared.repeat(len(batch)),
-                }
-            )
-            student_scores = self.student.predict(pairs).view(len(batch), -1)
-        return student_scores, all_scores.gather(1, chosen)
-
-    def _balance(self, own: Tensor, distilled: Tensor, encoding: Encoding | None) -> tuple[float, float]:
-        settings = self.settings.distillation
-        if settings.balance == "fixed":
-            return 1.0, settings.weight * settings.interval
-        if encoding is None:
-            raise GuiderError(
-                f"guider.distillation.balance is min_norm: it compares gradients at the user and item matrices, which "
-                f"{self.backbone.__name__} does not have; use fixed."
-            )
-        shared = [encoding.users, encoding.items]
-        gradients = [
-            torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True) for loss in (own, distilled)
-        ]
-        return min_norm_weights(*gradients)
+    def _record(self, name: str, loss: Tensor) -> None:
+        value = float(loss.detach())
+        self.last_losses[name] = value
+        self.epoch_losses[name] = self.epoch_losses.get(name, 0.0) + value
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _scoring_matrices(model: nn.Module, unit_length: bool) -> tuple[Tensor, Tensor]:
-        users, items, _ = _encode(model)
-        return (normalize(users, dim=1), normalize(items, dim=1)) if unit_length else (users, items)
+    @property
+    def _predicting(self) -> tuple[Scoring, bool]:
+        """How the model that predicts scores, and whether by cosines."""
+        if self._teacher_scores:
+            assert self.teacher_scoring is not None
+            return self.teacher_scoring, self.teacher_learns_dbpr and self.dbpr.unit_length
+        return self.student_scoring, self.student_learns_dbpr and self.dbpr.unit_length
 
     def encode(self) -> Encoding:
         """The matrices that predict: the student's, or the teacher's within :meth:`scored_by_teacher`."""
-        softmax = self.settings.dbpr.form == "softmax"
-        if self._teacher_scores:
-            assert self.teacher is not None
-            return Encoding(*self._scoring_matrices(self.teacher, softmax))
-        return Encoding(*self._scoring_matrices(self.student, softmax and self.settings.student_loss == "dbpr"))
+        scoring, unit_length = self._predicting
+        users, items = scoring.matrices()
+        return Encoding(normalize(users, dim=1), normalize(items, dim=1)) if unit_length else Encoding(users, items)
 
     def predict(self, interaction: Interaction) -> Tensor:
-        if self.student_factorises or self._teacher_scores:
-            return super().predict(interaction)
-        return self.student.predict(interaction)
+        scoring, unit_length = self._predicting
+        if not scoring.factorised:
+            return scoring.model.predict(interaction)
+        scores = super().predict(interaction)
+        return scores if unit_length else scoring.link(scores)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        if self.student_factorises or self._teacher_scores:
-            return super().full_sort_predict(interaction)
-        return self.student.full_sort_predict(interaction)
+        scoring, unit_length = self._predicting
+        if not scoring.factorised:
+            return scoring.model.full_sort_predict(interaction)
+        scores = super().full_sort_predict(interaction)
+        return scores if unit_length else scoring.link(scores)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    # sums over an epoch move on with every loss, like the generators: what computes a loss twice takes both back
+    def get_extra_state(self) -> dict[str, Tensor]:
+        sums = {f"loss.{name}": torch.tensor(value, dtype=torch.float64) for name, value in self.epoch_losses.items()}
+        return {**super().get_extra_state(), **sums}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        sums = {name for name in state if name.startswith("loss.")}
+        self.epoch_losses = {name.removeprefix("loss."): float(state[name]) for name in sums}
+        super().set_extra_state({name: value for name, value in state.items() if name not in sums})
+
+    def other_parameter(self) -> dict[str, Any]:
+        """What the two models keep outside their parameters."""
+        models = {"student": self.student, "teacher": self.teacher}
+        return {name: model.other_parameter() for name, model in models.items() if model is not None}
+
+    def load_other_parameter(self, para: Mapping[str, Any] | None) -> None:
+        for name, values in (para or {}).items():
+            getattr(self, name).load_other_parameter(values)
 
 
-class _Profiles:
-    """Who has which item, for set questions about whole batches."""
-
-    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
-        self.items, self.start = _grouped(items, users, n_users)
-        self.users, self.item_start = _grouped(users, items, n_items)
-
-    def among(self, users: np.ndarray, candidates: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Where in ``[B, N]`` candidate n is an item of user b: rows and columns, int64.
-
-        O(users of the candidates + hits), whatever the length of the profiles.
-        """
-        length = self.item_start[candidates + 1] - self.item_start[candidates]
-        columns = np.repeat(np.arange(len(candidates)), length)
-        owners = self.users[_ranges(self.item_start[candidates], length)]
-        # the rows of the batch that each owner stands in: none, one or several
-        order = np.argsort(users, kind="stable")
-        first = np.searchsorted(users, owners, side="left", sorter=order)
-        count = np.searchsorted(users, owners, side="right", sorter=order) - first
-        rows = order[_ranges(first, count)]
-        return torch.from_numpy(rows), torch.from_numpy(np.repeat(columns, count))
-
-    def draw(self, users: np.ndarray, generator: torch.Generator) -> Tensor:
-        """int64 ``[M]``: one random item of each user, -1 where a user has none."""
-        length = torch.from_numpy(self.start[users + 1] - self.start[users])
-        offset = (torch.rand(len(users), generator=generator, dtype=torch.float64) * length).long()
-        drawn = torch.full((len(users),), -1, dtype=torch.long)
-        some = length > 0
-        drawn[some] = torch.from_numpy(self.items)[(torch.from_numpy(self.start[users]) + offset)[some]].long()
-        return drawn
+def _weigh_after_loading(model: Guider, incompatible_keys: Any) -> None:
+    model.weigh_histories(model.clean_probability.cpu().numpy())
 
 
-def _grouped(values: np.ndarray, groups: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """``values`` sorted by group, and where each group starts ``[n_groups + 1]``."""
-    start = np.zeros(n_groups + 1, dtype=np.int64)
-    np.cumsum(np.bincount(groups, minlength=n_groups), out=start[1:])
-    return values[np.argsort(groups, kind="stable")], start
+def _parts(losses: Any) -> tuple[Tensor, ...]:
+    """A model's loss as a tuple of scalars; some of RecBole's have a shape of one."""
+    return tuple(loss.sum() for loss in (losses if isinstance(losses, tuple) else (losses,)))
 
 
-def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
-    return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
-
-
-def _encode(model: nn.Module) -> Encoding:
-    encoding = factorised_encoding(model)
-    assert encoding is not None, "only called for models whose scores factorise"
-    return encoding
-
-
-def _build_teacher(config: Any, dataset: Any) -> nn.Module:
-    teacher_config = config.teacher_config()
-    name: str = teacher_config["model"]
-    teacher = ACCELERATED.get(name, teacher_config.model_class)(teacher_config, dataset)
-    if not scores_factorise(teacher):
-        raise GuiderError(
-            f"guider.teacher is {name}: a teacher needs user and item matrices, which it does not have; LightGCN and "
-            f"BPR do."
-        )
-    return teacher
+def _beside_ranking(model: FactorisedRecommender, encoding: Encoding, interaction: Interaction) -> Tensor | float:
+    """What a model learns beside its ranking loss."""
+    return model.auxiliary_loss(encoding, interaction) + model.regulariser(encoding, interaction)
 
 
 @cache

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recbole.data.interaction import Interaction
 from recbole.model.general_recommender import LightGCN
 from recbole.utils import init_seed
 from torch.nn.functional import logsigmoid, normalize
@@ -17,10 +16,9 @@ from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.errors import GuiderError
 from recbole_guider.losses import dbpr_loss
-from recbole_guider.model.base import factorised_encoding, scores_factorise
 from recbole_guider.model.fast_lightgcn import FastLightGCN
 from recbole_guider.model.freedom import FREEDOM
-from recbole_guider.model.guider import _Profiles
+from recbole_guider.teaching.profiles import Profiles
 
 
 def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
@@ -153,24 +151,10 @@ def test_the_student_starts_where_the_plain_model_starts(toy: dict[str, Any]) ->
             assert torch.equal(value, student[name]), name
 
 
-def test_which_models_factorise(toy: dict[str, Any]) -> None:
-    for name, expected in {"FREEDOM": True, "LightGCN": True, "BPR": True, "NeuMF": False}.items():
-        model = built(name, toy)[0].eval()
-        assert scores_factorise(model) is expected
-        matrices = factorised_encoding(model)
-        assert (matrices is not None) is expected
-        if matrices is not None:
-            users = Interaction({"user_id": torch.arange(1, 5)})
-            with torch.no_grad():
-                torch.testing.assert_close(
-                    model.full_sort_predict(users).view(4, -1), matrices[0][1:5] @ matrices[1].T
-                )
-
-
 def test_membership_and_drawing_against_sets() -> None:
     rng = np.random.default_rng(0)
     users, items = rng.integers(1, 30, 300), rng.integers(1, 50, 300)
-    profiles = _Profiles(users, items, 31, 51)
+    profiles = Profiles(users, items, 31, 51)
     owned = set(zip(users.tolist(), items.tolist(), strict=True))
     batch, candidates = rng.integers(1, 30, 64), np.unique(rng.integers(1, 50, 25))
     rows, columns = profiles.among(batch, candidates)
@@ -195,12 +179,12 @@ def test_the_teachers_loss_against_a_loop(form: str, false_as: str, gamma: float
     attach(dataset, probability)
     users, items = dataset.inter_feat["user_id"].numpy(), dataset.inter_feat["item_id"].numpy()
     clean = probability.numpy() >= 0.5
-    model.set_calibration(users, items, clean)
-    state = model.generator("negatives").get_state()
+    model.set_calibration(users, items, probability.numpy())
+    state = model.dbpr.generator("negatives").get_state()
     batch = dataset.inter_feat[torch.arange(40)]
     model.teacher.eval()
     with torch.no_grad():
-        got = model._dbpr(model.teacher.encode(), batch)
+        got = model.dbpr.of_factors(model.teacher_scoring.factors(), batch)
         u, v = (matrix.double() for matrix in model.teacher.embeddings())
     if form == "softmax":
         u, v = normalize(u, dim=1), normalize(v, dim=1)
@@ -230,14 +214,15 @@ def test_eta_compares_true_and_false_items_of_the_same_user(toy: dict[str, Any])
         probability[::3] = 0.2
         attach(dataset, probability)
         users, items = dataset.inter_feat["user_id"].numpy(), dataset.inter_feat["item_id"].numpy()
-        model.set_calibration(users, items, probability.numpy() >= 0.5)
+        model.set_calibration(users, items, probability.numpy())
         batch = dataset.inter_feat[torch.arange(60)]
-        state = model.generator("eta").get_state()
+        state = model.dbpr.generator("eta").get_state()
         with torch.no_grad():
-            losses.append(model._dbpr(model.teacher.eval().encode(), batch))
+            model.teacher.eval()
+            losses.append(model.dbpr.of_factors(model.teacher_scoring.factors(), batch))
     u, v = (normalize(matrix.detach(), dim=1) for matrix in model.teacher.embeddings())
     false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
-    drawn = model.true_profiles.draw(batch["user_id"][false].numpy(), torch.Generator().set_state(state))
+    drawn = model.dbpr.true_profiles.draw(batch["user_id"][false].numpy(), torch.Generator().set_state(state))
     terms = []
     true_pairs = {(user, item) for user, item, p in zip(users, items, probability, strict=True) if p >= 0.5}
     for row, item in zip(false.tolist(), drawn.tolist(), strict=True):
@@ -261,7 +246,7 @@ def test_distillation_moves_the_student_towards_its_teacher(toy: dict[str, Any])
     values = []
     for _ in range(30):
         optimiser.zero_grad()
-        _, distilled = model.calculate_loss(batch)
+        _, distilled = model.student_losses(batch)
         distilled.backward()
         optimiser.step()
         values.append(distilled.item())
@@ -277,16 +262,9 @@ def test_distilling_every_other_batch_weighs_double(toy: dict[str, Any]) -> None
         model.train()
         model.freeze_teacher()
         batch = next(iter(train))
-        found[interval] = [model.calculate_loss(batch)[1].item() for _ in range(4)]
-    assert found[2][1] == found[2][3] == 0.0
-    np.testing.assert_allclose(found[2][0], 2 * found[1][0], rtol=1e-6)
-
-
-def test_teachers_need_matrices(toy: dict[str, Any]) -> None:
-    with pytest.raises(GuiderError, match="guider.teacher is NeuMF"):
-        built("GUIDER_FREEDOM", toy, guider={"teacher": "NeuMF"})
-    with pytest.raises(GuiderError, match="student_loss is dbpr"):
-        built("GUIDER_NeuMF", toy, guider={"student_loss": "dbpr"})
+        found[interval] = [model.student_losses(batch)[1] for _ in range(4)]
+    assert found[2][1] is None and found[2][3] is None
+    np.testing.assert_allclose(found[2][0].item(), 2 * found[1][0].item(), rtol=1e-6)
 
 
 def test_freedom_class_is_found_by_its_name(toy: dict[str, Any]) -> None:

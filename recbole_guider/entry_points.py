@@ -1,0 +1,124 @@
+"""RecBole's own functions, once this package is imported: they accept its models, and ``guider:`` blocks.
+
+``run_recbole``, ``objective_function``, ``load_data_and_model`` and the functions that people build scripts from
+(``Config``, ``create_dataset``, ``data_preparation``, ``get_model``, ``get_trainer``) each ask one question: is this
+run ours? It is, if its model is one of this package, a registered one, or has ``GUIDER_`` before its name, or if its
+settings have a ``guider:`` block that is on. Then the function of this package does the work; otherwise RecBole's own
+does, unchanged.
+
+Nothing of RecBole is copied. A function is wrapped in the module that defines it, right after that module has been
+imported (:func:`recbole_guider.compat.after_import`), so that whoever imports it from there gets the wrapped one;
+``inspect.unwrap`` gives RecBole's.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from recbole_guider import compat
+
+
+def apply() -> None:
+    """Put all of it in place, now or when RecBole's modules are imported; a second call does nothing."""
+    for name, hook in _HOOKS.items():
+        compat.after_import(name, hook)
+
+
+def _model_names(utils: ModuleType) -> None:
+    @functools.wraps(utils.get_model)
+    def get_model(model_name: str) -> type:
+        from recbole_guider.registry import get_model_class, is_ours
+
+        return get_model_class(model_name) if is_ours(model_name) else recbole_get_model(model_name)
+
+    @functools.wraps(utils.get_trainer)
+    def get_trainer(model_type: Any, model_name: str) -> type:
+        from recbole_guider.registry import is_ours
+
+        if not is_ours(model_name):
+            return recbole_get_trainer(model_type, model_name)
+        from recbole_guider.trainer import trainer_of
+
+        return trainer_of(model_type, model_name)
+
+    recbole_get_model, recbole_get_trainer = utils.get_model, utils.get_trainer
+    _replace(recbole_get_model, get_model, utils)
+    _replace(recbole_get_trainer, get_trainer, utils)
+
+
+def _configuration(configurator: ModuleType) -> None:
+    Config: Any = configurator.Config
+
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        # Without arguments it is copy or pickle that asks, and the object that they make is filled afterwards.
+        if cls is Config and (args or kwargs):
+            from recbole_guider.config import GuiderConfig, is_our_run
+
+            if is_our_run(*args, **kwargs):
+                cls = GuiderConfig
+        return object.__new__(cls)
+
+    Config.__new__ = staticmethod(__new__)
+
+
+def _data(data_utils: ModuleType) -> None:
+    @functools.wraps(data_utils.create_dataset)
+    def create_dataset(config: Any) -> Any:
+        if not _is_ours(config):
+            return recbole_create_dataset(config)
+        from recbole_guider.data.dataset import build_dataset
+
+        return build_dataset(config)
+
+    @functools.wraps(data_utils.data_preparation)
+    def data_preparation(config: Any, dataset: Any) -> Any:
+        if not _is_ours(config):
+            return recbole_data_preparation(config, dataset)
+        from recbole_guider.data.dataset import prepare_data
+
+        return prepare_data(config, dataset)
+
+    recbole_create_dataset, recbole_data_preparation = data_utils.create_dataset, data_utils.data_preparation
+    _replace(recbole_create_dataset, create_dataset, data_utils)
+    _replace(recbole_data_preparation, data_preparation, data_utils)
+
+
+def _checkpoints(quick_start: ModuleType) -> None:
+    @functools.wraps(quick_start.load_data_and_model)
+    def load_data_and_model(model_file: Any) -> Any:
+        from recbole_guider.checkpoint import is_checkpoint
+
+        if not is_checkpoint(model_file):
+            return recbole_load(model_file)
+        from recbole_guider.quick_start import load_data_and_model as load_ours
+
+        return load_ours(model_file)
+
+    recbole_load = quick_start.load_data_and_model
+    _replace(recbole_load, load_data_and_model, quick_start)
+
+
+def _is_ours(config: Any) -> bool:
+    loaded = sys.modules.get("recbole_guider.config")  # not loaded: nobody can have made a GuiderConfig
+    return loaded is not None and isinstance(config, loaded.GuiderConfig)
+
+
+def _replace(function: Callable[..., Any], wrapped: Callable[..., Any], home: ModuleType) -> None:
+    """Put ``wrapped`` in the place of ``function`` in its module and where RecBole has already imported it to."""
+    others = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "recbole"]
+    for module in [home, *others]:
+        for name, value in list(vars(module).items()):
+            if value is function:
+                setattr(module, name, wrapped)
+
+
+_HOOKS: dict[str, Callable[[ModuleType], None]] = {
+    "recbole.utils.utils": _model_names,
+    "recbole.config.configurator": _configuration,
+    "recbole.data.utils": _data,
+    "recbole.quick_start.quick_start": _checkpoints,
+}

@@ -1,0 +1,1 @@
+"""How a teacher and a student learn, whatever models they are; ``model/guider.py`` puts it together."""

@@ -1,0 +1,149 @@
+"""The DBPR loss of a model on a batch: which negatives it meets, and which true and false items it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from recbole_guider.calibration import CLEAN_PROBABILITY
+from recbole_guider.losses import dbpr_loss, soft_negative
+from recbole_guider.model.base import SeededGenerators
+from recbole_guider.settings import DBPRSettings
+from recbole_guider.teaching.profiles import Profiles
+from recbole_guider.teaching.scoring import Factors, Scoring
+
+#: A model that scores pairs one by one meets no more pairs than this in a batch: it gets fewer negatives.
+PAIRS_OF_A_BATCH = 16384
+
+
+class DBPR(SeededGenerators):
+    """DBPR on batches of calibrated interactions, for models of every kind.
+
+    Negatives are shared by a batch. What a user interacted with is none of the user's negatives (with
+    ``false_as: negative`` this holds for true interactions only).
+
+    Args:
+        settings: ``guider.dbpr``.
+        users, items: int ``[nnz]``, the training pairs in RecBole's ids.
+        n_users, n_items: sizes of both, with the padding.
+        fields: names of the columns with users and items.
+        seed: of the negatives and of the drawn true items, which have a generator each.
+    """
+
+    def __init__(
+        self, settings: DBPRSettings, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int,
+        fields: tuple[str, str], seed: int,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.n_users, self.n_items = n_users, n_items
+        self.user_field, self.item_field = fields
+        self.profiles = self.true_profiles = Profiles(users, items, n_users, n_items)
+        for name in ("negatives", "eta"):
+            self.generator(name, seed=seed + 1 + sum(map(ord, name)))
+
+    def set_true(self, users: np.ndarray, items: np.ndarray) -> None:
+        """Take over the true interactions, int ``[m]`` each."""
+        self.true_profiles = Profiles(users, items, self.n_users, self.n_items)
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether a factorised model trained by this loss is to be scored by cosines."""
+        return self.settings.form == "softmax"
+
+    def of_factors(self, factors: Factors, interaction: Interaction) -> Tensor:
+        """The loss of a factorised model; with the ``softmax`` form its scores are cosines. Scalar."""
+        settings = self.settings
+        user, item = interaction[self.user_field], interaction[self.item_field]
+        unit: Callable[[Tensor], Tensor] = _unit if self.unit_length else _as_it_is
+        # The negatives are shared, so a user who comes several times in a batch is scored against them once.
+        distinct, place = torch.unique(user, return_inverse=True)
+        user_rows = unit(factors.users(distinct))
+        rows = user_rows[place]
+        sampled = self._sample(settings.negatives)
+        positive = (rows * unit(factors.items[item])).sum(dim=1)
+        candidates = unit(factors.items[sampled.to(user.device)])
+        hits = self._hits(distinct, sampled)
+        usable = None
+        if self.unit_length and not settings.gamma:
+            negative = soft_negative(user_rows, candidates, temperature=settings.temperature, excluded=hits)[place]
+        else:
+            negative = (user_rows @ candidates.T)[place]
+            usable = self._usable(distinct, sampled, hits)[place]
+
+        def of_rows(which: Tensor, items: Tensor) -> Tensor:
+            return (rows[which] * unit(factors.items[items])).sum(dim=1)
+
+        return self._loss(interaction, positive, negative, usable, of_rows)
+
+    def of_pairs(self, scoring: Scoring, interaction: Interaction) -> Tensor:
+        """The loss of a model that scores pairs: scores as its ``predict`` gives them, fewer negatives. Scalar."""
+        user, item = interaction[self.user_field], interaction[self.item_field]
+        sampled = self._sample(max(1, min(self.settings.negatives, PAIRS_OF_A_BATCH // len(user))))
+        distinct, place = torch.unique(user, return_inverse=True)
+        everyone = sampled.to(user.device).expand(len(distinct), -1)
+        positive, negative = scoring.pairs(user, item), scoring.chosen(distinct, everyone)[place]
+        usable = self._usable(distinct, sampled, self._hits(distinct, sampled))[place]
+
+        def of_rows(which: Tensor, items: Tensor) -> Tensor:
+            # a model with batch normalisation cannot score a batch of none or of one
+            return scoring.pairs(user[which], items) if len(which) > 1 else positive[:0]
+
+        return self._loss(interaction, positive, negative, usable, of_rows)
+
+    def _sample(self, count: int) -> Tensor:
+        count = count if self.settings.form == "softmax" else 1
+        return torch.randint(1, self.n_items, (count,), generator=self.generator("negatives")).unique()
+
+    def _hits(self, users: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in ``[users, sampled]`` an item is no negative of the user."""
+        own = self.true_profiles if self.settings.false_as == "negative" else self.profiles
+        row, column = own.among(users.cpu().numpy(), sampled.numpy())
+        return row.to(users.device), column.to(users.device)
+
+    @staticmethod
+    def _usable(users: Tensor, sampled: Tensor, hits: tuple[Tensor, Tensor]) -> Tensor:
+        usable = torch.ones(len(users), len(sampled), dtype=torch.bool, device=users.device)
+        usable[hits] = False
+        return usable
+
+    def _loss(
+        self, interaction: Interaction, positive: Tensor, negative: Tensor, usable: Tensor | None,
+        of_rows: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """``of_rows``: rows [M] of the batch and an item [M] for each -> scores [M] of those rows' users."""
+        settings = self.settings
+        user, clean = interaction[self.user_field], interaction[CLEAN_PROBABILITY]
+        scores: dict[str, Any] = {}
+        if settings.eta:
+            false = torch.nonzero(clean < 0.5).squeeze(1)
+            drawn = self.true_profiles.draw(user[false].cpu().numpy(), self.generator("eta")).to(user.device)
+            false, drawn = false[drawn >= 0], drawn[drawn >= 0]
+            true_score = of_rows(false, drawn)
+            scores = {"true": true_score, "false": positive[false][: len(true_score)]}
+        return dbpr_loss(
+            positive,
+            negative,
+            clean,
+            **scores,
+            form=settings.form,
+            temperature=settings.temperature,
+            soft=settings.soft,
+            eta=settings.eta,
+            gamma=settings.gamma,
+            negative_mask=usable,
+        )
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return normalize(rows, dim=1)
+
+
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows

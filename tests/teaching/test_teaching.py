@@ -1,0 +1,230 @@
+"""Losses between two models of any kind, against score matrices that are written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.model.general_recommender import BPR, LightGCN, MultiVAE, NeuMF
+from torch.nn.functional import normalize
+
+from recbole_guider.calibration import CLEAN_PROBABILITY, attach
+from recbole_guider.config import GuiderConfig
+from recbole_guider.distill import transport_plan
+from recbole_guider.errors import GuiderError
+from recbole_guider.losses import dbpr_loss
+from recbole_guider.model.freedom import FREEDOM
+from recbole_guider.quick_start import _prepare
+from recbole_guider.teaching import distiller as distiller_module
+from recbole_guider.teaching.scoring import Scoring, as_in_evaluation, scoring_kind
+
+
+def prepared(model: str, toy: dict[str, Any], **block: Any) -> tuple[Any, Any]:
+    """A GUIDER model ready for a student's batch, and its training loader."""
+    config = GuiderConfig(model, "toy", config_dict={**toy, "guider": block}, command_line=[])
+    trainer, train, _, _ = _prepare(config)
+    attach(train.dataset, torch.ones(len(train.dataset.inter_feat)))
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    trainer.model.eval()
+    trainer.model.freeze_teacher()
+    return trainer.model, train
+
+
+def all_scores(model: Any, users: torch.Tensor) -> torch.Tensor:
+    """Scores for items 1, 2, ... by the model's own functions."""
+    try:
+        rows = model.full_sort_predict(Interaction({"user_id": users})).view(len(users), -1)
+    except NotImplementedError:
+        items = torch.arange(model.n_items)
+        pairs = {"user_id": users.repeat_interleave(len(items)), "item_id": items.repeat(len(users))}
+        rows = model.predict(Interaction(pairs)).view(len(users), -1)
+    return rows[:, 1:]
+
+
+@pytest.mark.parametrize("student", ["BPR", "MultiVAE", "NeuMF"])
+@pytest.mark.parametrize("teacher", ["BPR", "MultiVAE", "NeuMF"])
+def test_distillation_is_the_transport_cost_of_whole_rows(student: str, teacher: str, toy: dict[str, Any]) -> None:
+    # 40 items are fewer than are drawn as candidates, so that all kinds see the whole catalogue
+    model, _ = prepared(f"GUIDER_{student}", toy, teacher=teacher, dbpr={"form": "pairwise"})
+    users = torch.arange(1, 11)
+    with torch.no_grad():
+        got = model.distiller.loss(None, torch.cat([users, users, torch.zeros(1, dtype=torch.long)]))
+        rows = []
+        for each in (model.student, model.teacher):
+            scores = all_scores(each, users).double()
+            rows.append(normalize(scores - scores.mean(dim=1, keepdim=True), dim=1))
+        cost = 1 - rows[0] @ rows[1].T
+        settings = model.settings.distillation
+        plan = transport_plan(cost, epsilon=settings.epsilon, iterations=settings.iterations, plan=settings.plan,
+                              anchor=settings.anchor)
+    torch.testing.assert_close(got.double(), (plan * cost).sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_are_compared_on_drawn_items(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distiller_module, "N_CANDIDATES", 7)
+    model, _ = prepared("GUIDER_NeuMF", toy)
+    seen: list[torch.Tensor] = []
+    predict = model.student.predict
+    monkeypatch.setattr(model.student, "predict", lambda pairs: (seen.append(pairs["item_id"]), predict(pairs))[1])
+    for _ in range(40):
+        model.distiller.loss(None, torch.arange(1, 6))
+    assert all(len(items) == 5 * 7 and len(items.unique()) == 7 for items in seen)
+    assert set(torch.cat(seen).tolist()) == set(range(1, model.n_items))  # every item, never the padding
+
+
+@pytest.mark.parametrize("student", ["BPR", "MultiVAE", "NeuMF"])
+def test_a_student_of_any_kind_moves_towards_its_teacher(student: str, toy: dict[str, Any]) -> None:
+    model, train = prepared(f"GUIDER_{student}", {**toy, "dropout_prob": 0.0}, distillation={"interval": 1})
+    optimiser = torch.optim.Adam(model.student.parameters(), lr=0.02)
+    values = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        distilled = model.distiller.loss(None, torch.arange(1, 61))
+        distilled.backward()
+        optimiser.step()
+        values.append(distilled.item())
+    assert values[-1] < 0.8 * values[0]
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+
+
+@pytest.mark.parametrize("form", ["softmax", "pairwise"])
+def test_dbpr_of_pairs_against_a_loop(form: str, toy: dict[str, Any]) -> None:
+    model, train = prepared("GUIDER_BPR", toy, teacher="NeuMF", dbpr={"form": form, "negatives": 16, "eta": 0.5})
+    dataset, size = train.dataset, len(train.dataset.inter_feat)
+    probability = torch.rand(size, generator=torch.Generator().manual_seed(1))
+    attach(dataset, probability)
+    users, items = (dataset.inter_feat[name].numpy() for name in ("user_id", "item_id"))
+    model.set_calibration(users, items, probability.numpy())
+    batch = dataset.inter_feat[torch.arange(40)]
+    streams = {name: model.dbpr.generator(name).get_state() for name in ("negatives", "eta")}
+    with torch.no_grad():
+        got = model.dbpr.of_pairs(model.teacher_scoring, batch)
+        scores = torch.cat([torch.zeros(60, 1), all_scores(model.teacher, torch.arange(1, 61))], dim=1)
+    scores = torch.cat([torch.zeros(1, model.n_items), scores])  # by ids
+    count = 16 if form == "softmax" else 1
+    sampled = torch.randint(
+        1, model.n_items, (count,), generator=torch.Generator().set_state(streams["negatives"])
+    ).unique()
+    observed = set(zip(users.tolist(), items.tolist(), strict=True))
+    usable = torch.tensor([[(int(u), int(i)) not in observed for i in sampled] for u in batch["user_id"]])
+    false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
+    drawn = model.dbpr.true_profiles.draw(
+        batch["user_id"][false].numpy(), torch.Generator().set_state(streams["eta"])
+    )
+    false, drawn = false[drawn >= 0], drawn[drawn >= 0]
+    expected = dbpr_loss(
+        scores[batch["user_id"], batch["item_id"]],
+        scores[batch["user_id"]][:, sampled],
+        batch[CLEAN_PROBABILITY],
+        scores[batch["user_id"][false], drawn],
+        scores[batch["user_id"][false], batch["item_id"][false]],
+        form=form, eta=0.5, negative_mask=usable,
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_keeps_what_it_learns_beside_its_ranking(toy: dict[str, Any]) -> None:
+    losses = []
+    for weight in (0.0, 0.5):
+        model, train = prepared(
+            "GUIDER_BPR", toy, teacher="FREEDOM", teacher_parameters={"reg_weight": weight, "dropout": 0.0}
+        )
+        torch.manual_seed(0)
+        for parameter in model.teacher.parameters():
+            torch.nn.init.normal_(parameter)
+        assert model.teacher_needs_negatives
+        batch = next(iter(train))
+        encoding = model.teacher.encode()
+        losses.append((model.teacher_loss(batch), model.teacher.auxiliary_loss(encoding, batch)))
+    torch.testing.assert_close(losses[1][0] - losses[0][0], torch.as_tensor(losses[1][1]))
+
+
+def test_min_norm_sees_the_parameters_of_a_model_without_matrices_of_its_own(toy: dict[str, Any]) -> None:
+    model, train = prepared("GUIDER_NGCF", {**toy, "message_dropout": 0.0}, distillation={"balance": "min_norm"})
+    batch = next(iter(train))
+    own, distilled = model.student_losses(batch)
+    model.freeze_teacher()
+    raw_own = model.student.calculate_loss(batch).sum()
+    raw_distilled = model.distiller.loss(None, batch["user_id"])
+    a, b = (
+        torch.cat([gradient.flatten() for gradient in torch.autograd.grad(
+            loss, list(model.student.parameters()), materialize_grads=True, allow_unused=True)])
+        for loss in (raw_own, raw_distilled)
+    )
+    weight = float(((b - a) @ b / ((b - a) @ (b - a))).clamp(0, 1))
+    np.testing.assert_allclose(own[0].item(), weight * raw_own.item(), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(distilled.item(), (1 - weight) * raw_distilled.item(), rtol=1e-3, atol=1e-6)
+
+
+# -- kinds -----------------------------------------------------------------------------------------------------
+
+
+class OwnGraphModel(GeneralRecommender):
+    """As many graph models outside RecBole look, and whether its product is its score depends on ``scale``."""
+
+    input_type = LightGCN.input_type
+    scale = 1.0
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.user_embedding = torch.nn.Embedding(self.n_users, 8)
+        self.item_embedding = torch.nn.Embedding(self.n_items, 8)
+        self.restore_user_e = self.restore_item_e = None
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.user_embedding.weight, self.item_embedding.weight
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        users, items = self.forward()
+        return self.scale * (users[interaction["user_id"]] @ items.T).view(-1)
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        return self.full_sort_predict(interaction)
+
+
+class ScaledGraphModel(OwnGraphModel):
+    scale = 2.0
+
+
+class Silent(GeneralRecommender):
+    input_type = LightGCN.input_type
+
+
+class Overridden(LightGCN):
+    """Its scores are no longer LightGCN's product."""
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        return super().full_sort_predict(interaction).sin()
+
+
+class Inherited(BPR):
+    pass
+
+
+def test_kinds_are_told_by_who_defines_the_scores(toy: dict[str, Any]) -> None:
+    assert scoring_kind(FREEDOM) == scoring_kind(LightGCN) == scoring_kind(Inherited) == "factorised"
+    assert scoring_kind(MultiVAE) == "rows" and scoring_kind(NeuMF) == "candidates"
+    assert scoring_kind(Overridden) == "candidates"
+    with pytest.raises(GuiderError, match="Silent has neither predict nor full_sort_predict"):
+        scoring_kind(Silent)
+    _, train = prepared("GUIDER_BPR", toy)
+    kinds = {OwnGraphModel: "factorised", ScaledGraphModel: "candidates", Overridden: "candidates"}
+    for kind, expected in kinds.items():
+        config = GuiderConfig("LightGCN", "toy", config_dict=toy, command_line=[])
+        assert Scoring(kind(config, train.dataset)).kind == expected
+
+
+def test_scoring_as_in_evaluation_tells_a_model_nothing(toy: dict[str, Any]) -> None:
+    model, _ = prepared("GUIDER_FREEDOM", toy)
+    student = model.student
+    student.train()
+    graph = student.training_graph()
+    with as_in_evaluation(student):
+        assert not any(module.training for module in student.modules())
+    assert all(module.training for module in student.modules()) and student.training_graph() is graph

@@ -1,0 +1,157 @@
+"""RecBole's own functions accept this package's models and blocks, and are RecBole's own for everything else."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import Dataset
+from recbole.model.general_recommender import BPR, LightGCN
+from recbole.quick_start import load_data_and_model, objective_function, run_recbole
+from recbole.trainer import Trainer
+from recbole.utils import get_model, get_trainer, init_seed
+from recbole.utils.case_study import full_sort_scores, full_sort_topk
+
+from recbole_guider import run_recbole_guider
+from recbole_guider.checkpoint import PlainCheckpoints
+from recbole_guider.config import GuiderConfig
+from recbole_guider.data.dataset import GuiderDataset
+from recbole_guider.model.freedom import FREEDOM
+from recbole_guider.model.guider import Guider
+from recbole_guider.trainer import GuiderTrainer
+
+QUICK = {"calibration": {"learned": False, "anchors": 8}}
+
+
+@pytest.mark.parametrize("model", ["FREEDOM", "GUIDER_FREEDOM", "GUIDER_LightGCN", "GUIDER_NeuMF"])
+def test_run_recbole_is_our_run(model: str, toy: dict[str, Any]) -> None:
+    settings = dict(toy)
+    if model.startswith("GUIDER"):
+        settings["guider"] = QUICK
+    theirs = run_recbole(model, "toy", config_dict=settings)
+    ours = run_recbole_guider(model, "toy", config_dict=settings)
+    for key in ("best_valid_score", "best_valid_result", "test_result"):
+        assert theirs[key] == ours[key]
+
+
+def test_run_recbole_takes_a_block_in_a_file(toy: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**toy, "guider": QUICK}))
+    theirs = run_recbole("BPR", "toy", config_file_list=[str(file)])
+    assert theirs["test_result"] == run_recbole_guider("GUIDER_BPR", "toy", [str(file)])["test_result"]
+    assert any(path.name.startswith("GUIDER_BPR") for path in Path("saved").iterdir())
+
+
+def test_a_script_of_recboles_functions(toy: dict[str, Any]) -> None:
+    config = Config(model="GUIDER_FREEDOM", dataset="toy", config_dict={**toy, "guider": QUICK})
+    assert type(config) is GuiderConfig
+    dataset = create_dataset(config)
+    assert isinstance(dataset, GuiderDataset)
+    train, valid, test = data_preparation(config, dataset)
+    model = get_model(config["model"])(config, train.dataset).to(config["device"])
+    assert isinstance(model, Guider) and isinstance(model.student, FREEDOM)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    assert isinstance(trainer, GuiderTrainer)
+    trainer.fit(train, valid)
+    result = trainer.evaluate(test)
+
+    config, model, _, _, _, test = load_data_and_model(trainer.saved_model_file)
+    assert config["model"] == "GUIDER_FREEDOM"
+    users = [3, 1, 7]
+    scores, items = full_sort_topk(users, model, test, k=5)
+    whole = full_sort_scores(users, model, test)
+    assert scores.shape == items.shape == (3, 5) and torch.equal(whole.gather(1, items), scores)
+    history = test.uid2history_item[users]
+    for row, seen in zip(items.tolist(), history, strict=True):
+        assert 0 not in row and not set(row) & set(seen.tolist())
+    assert set(result) == {"recall@5", "ndcg@5"}
+
+
+def test_plain_models_of_this_package_keep_plain_checkpoints() -> None:
+    trainer = get_trainer(FREEDOM.type, "FREEDOM")
+    assert issubclass(trainer, PlainCheckpoints) and get_model("FREEDOM") is FREEDOM
+
+
+def test_objective_function_runs_a_trial(toy: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**toy, "model": "GUIDER_BPR", "dataset": "toy", "guider": QUICK}))
+    result = objective_function({"learning_rate": 0.02}, [str(file)])
+    assert result["model"] == "GUIDER_BPR" and result["best_valid_score"] == result["best_valid_result"]["recall@5"]
+
+
+@pytest.mark.parametrize("extra", [{}, {"guider": False}, {"guider": None}])
+def test_recboles_own_models_are_bit_for_bit_as_before(extra: dict[str, Any], toy: dict[str, Any]) -> None:
+    settings = {key: value for key, value in toy.items() if key != "modalities"} | extra
+    config = Config("LightGCN", "toy", config_dict=settings)
+    assert type(config) is Config
+    dataset = create_dataset(config)
+    assert type(dataset) is Dataset
+    assert get_model("LightGCN") is LightGCN and get_trainer(LightGCN.type, "LightGCN") is Trainer
+    ours = run_recbole("LightGCN", "toy", config_dict=settings, saved=False)
+
+    # the same with what RecBole had before
+    create, prepare, model_of, trainer_of = map(
+        inspect.unwrap, (create_dataset, data_preparation, get_model, get_trainer)
+    )
+    assert all(function.__module__.startswith("recbole.") for function in (create, prepare, model_of, trainer_of))
+    init_seed(config["seed"], config["reproducibility"])
+    train, valid, test = prepare(config, create(config))
+    init_seed(config["seed"], config["reproducibility"])
+    trainer = trainer_of(LightGCN.type, "LightGCN")(config, model_of("LightGCN")(config, train.dataset))
+    score, result = trainer.fit(train, valid, saved=False)
+    assert (ours["best_valid_score"], ours["best_valid_result"]) == (score, result)
+    assert ours["test_result"] == trainer.evaluate(test, load_best_model=False)
+
+
+def test_recboles_checkpoints_are_recboles(toy: dict[str, Any]) -> None:
+    run_recbole("BPR", "toy", config_dict={key: value for key, value in toy.items() if key != "modalities"})
+    (file,) = Path("saved").iterdir()
+    config, model, *_ = load_data_and_model(str(file))
+    assert type(config) is Config and type(model) is BPR
+
+
+def test_configurations_are_copied_as_what_they_are(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config("BPR", "toy", config_dict=toy)
+    monkeypatch.setattr("sys.argv", ["script.py", "--model=GUIDER_BPR"])
+    for made in (copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert type(made) is Config and made["model"] == "BPR"
+
+
+def test_the_command_line_asks_for_us_too(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["script.py", "--guider.dbpr.eta=0.2"])
+    config = Config("BPR", "toy", config_dict=toy)
+    assert config["model"] == "GUIDER_BPR" and config.guider_settings.dbpr.eta == 0.2
+    monkeypatch.setattr("sys.argv", ["script.py", "--guider=false"])
+    assert type(Config("BPR", "toy", config_dict=toy)) is Config
+
+
+def test_what_cannot_be_read_is_left_to_recbole(toy: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "tagged.yaml"
+    file.write_text("topk: !!python/tuple [5]\n")  # RecBole's loader reads it, ours does not
+    assert type(Config("BPR", "toy", config_file_list=[str(file)], config_dict=toy)) is Config
+    with pytest.raises(FileNotFoundError):
+        Config("BPR", "toy", config_file_list=["nowhere.yaml"], config_dict=toy)
+
+
+@pytest.mark.parametrize("first", ["import recbole_guider", "import recbole.quick_start, recbole.trainer"])
+def test_the_order_of_imports_does_not_matter(first: str, toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 1, "guider": QUICK}
+    program = f"""
+{first}
+import recbole_guider
+from recbole.quick_start import run_recbole
+print(run_recbole("GUIDER_BPR", "toy", config_dict={settings!r})["test_result"]["recall@5"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert np.isfinite(float(done.stdout.split()[-1]))
