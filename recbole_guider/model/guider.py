@@ -61,7 +61,7 @@ class Guider(FactorisedRecommender):
         self.student_scoring = Scoring(self.student)
         self.teacher: nn.Module | None = None
         self.teacher_scoring: Scoring | None = None
-        if self.settings.distillation.objective != "none":
+        if self.settings.distillation.objective != "none" or "distillation" in self.parts.ignored:
             self.teacher = self.parts.build_teacher(self.parts.teacher_config(config), dataset)
             self.teacher_scoring = Scoring(self.teacher)
         self._check()
