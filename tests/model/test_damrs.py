@@ -1,0 +1,168 @@
+"""DA-MRS against MMRec's implementation, and its loss where content is missing against loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backbones import assert_padding_has_no_influence, built, losses_of_training, with_modalities
+from reference import reference
+from torch.nn.functional import logsigmoid, normalize
+
+import recbole_guider.model.damrs as damrs_module
+from recbole_guider.errors import GuiderError
+
+SETTINGS = {"knn_k": 4, "n_mm_layers": 2, "neighbour_weight": 0.1, "kl_weight": 0.5}
+
+
+def test_agrees_with_its_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(damrs_module, "_BLOCK_ENTRIES", 200)
+    ours = reference("DAMRS", tmp_path, **SETTINGS, embedding_size=8)
+    model, given = ours.model, ours.arrays
+    assert torch.equal(ours.item_ids, torch.arange(1, model.n_items))  # equal counts are broken alike
+    ours.place(model.user_embedding.weight, given["weight.user_embedding.weight"], ours.user_ids)
+    ours.place(model.item_embedding.weight, given["weight.item_id_embedding.weight"], ours.item_ids)
+    torch.testing.assert_close(ours.scores(), torch.from_numpy(given["scores"]), rtol=1e-5, atol=1e-6)
+    loss = model.train().calculate_loss(ours.batch)
+    torch.testing.assert_close(loss, torch.tensor(float(given["loss"])), rtol=1e-5, atol=0.0)
+    loss.backward()
+    for gradient, name in (
+        (model.user_embedding.weight.grad[ours.user_ids], "user_embedding.weight"),
+        (model.item_embedding.weight.grad[ours.item_ids], "item_id_embedding.weight"),
+    ):
+        expected = torch.from_numpy(given[f"gradient.{name}"])
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("names", [("text",), ("image", "text", "again")])
+def test_item_by_item_where_content_is_missing(names: tuple[str, ...], toy: dict[str, Any]) -> None:
+    model, train = built("DAMRS", with_modalities(toy, *names), **SETTINGS)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 5.0
+    encoding = model.train().encode()
+    ids = model.item_embedding.weight
+    has = [torch.from_numpy(part.present) for part in train.dataset.item_features.values()]
+    has.append(torch.arange(model.n_items) > 0)
+    assert not all(view[1:].all() for view in has)
+    views = [graph.to_dense() @ graph.to_dense() @ ids for graph in model.item_graphs]
+    own = [[place for place, view in enumerate(has) if view[item]] for item in range(model.n_items)]
+    content = torch.zeros(model.n_items, 16)
+    for item in range(1, model.n_items):
+        content[item] = torch.stack([views[place][item] for place in own[item]]).mean(0)
+    behaviour, users = encoding.items - content, encoding.users
+    nodes = torch.cat([model.user_embedding.weight, ids])
+    graph = model.graph.to_dense()
+    mean = (nodes + graph @ nodes + graph @ graph @ nodes) / 3
+    torch.testing.assert_close(users, mean[: model.n_users])
+    torch.testing.assert_close(behaviour[1:], mean[model.n_users + 1 :], rtol=1e-5, atol=1e-6)
+
+    batch = next(iter(train))
+    triples = list(zip(*(batch[name].tolist() for name in ("user_id", "item_id", "neg_item_id")), strict=True))
+    unit = [normalize(view) for view in views]
+    sampled = [torch.sigmoid(users[u] @ unit[place][j]) for u, _, j in triples for place in own[j]]
+    usual = torch.stack(sampled).mean().detach()
+    ranking, flips = torch.tensor(0.0), 0
+    for u, i, j in triples:
+        z = torch.stack([torch.sigmoid(users[u] @ unit[place][i]) for place in own[i]]).detach()
+        spread = z.var() if len(z) > 1 else torch.tensor(0.0)
+        margin = users[u] @ (encoding.items[i] - encoding.items[j])
+        ranking = ranking - (z.mean() * torch.exp(-spread) ** 2).clamp(0, 1) * logsigmoid(margin)
+        if z.mean() < usual:
+            flips += 1
+            ranking = ranking - (z.max() - usual).clamp(0, 1) * logsigmoid(-margin)
+    assert 0 < flips < len(triples)
+    torch.testing.assert_close(model.ranking_loss(encoding, batch), ranking / len(triples), rtol=1e-4, atol=1e-6)
+
+    items = sorted({item for _, i, j in triples for item in (i, j)})
+    members = [torch.nonzero(view).squeeze(1) for view in has]
+    averages = []
+    for place, candidates in enumerate(members):
+        terms = []
+        for item in items:
+            if not has[place][item]:
+                continue
+            shares = torch.zeros(len(own[item]), model.n_items)
+            for row, other in enumerate(own[item]):
+                shares[row, members[other]] = (unit[other][members[other]] @ unit[other][item]).softmax(0)
+            mine = shares[own[item].index(place)]
+            joint = (shares.sum(0) + mine).tolist()
+            first = sorted(candidates.tolist(), key=lambda k: -joint[k])[:10]
+            rest = [k for k in candidates.tolist() if k not in first]
+            second = sorted(rest, key=lambda k: -mine[k].item())[:10]
+            weight = (unit[place] @ unit[place][item] / 0.2).exp()
+            terms.append(-torch.log(weight[first].sum() / weight[candidates].sum()))
+            terms[-1] = terms[-1] - torch.log(weight[second].sum() / weight[rest].sum())
+        averages.append(torch.stack(terms).mean())
+    expected = 0.1 * torch.stack(averages).mean()
+    alignment = []
+    for u in sorted({u for u, _, _ in triples}):
+        for item in items:
+            p = torch.sigmoid(users[u].double() @ normalize(behaviour[item].double(), dim=0))
+            q = torch.sigmoid(users[u].double() @ normalize(content[item].double(), dim=0))
+            both = [a * torch.log(a / b) + (1 - a) * torch.log((1 - a) / (1 - b)) for a, b in ((p, q), (q, p))]
+            alignment.append(sum(both))
+    expected = expected + 0.5 * torch.stack(alignment).mean().float()
+    torch.testing.assert_close(model.auxiliary_loss(encoding, batch), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_blocks_change_nothing(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = []
+    for entries in (2**22, 100):
+        monkeypatch.setattr(damrs_module, "_BLOCK_ENTRIES", entries)
+        model, train = built("DAMRS", toy, **SETTINGS)
+        model.train().calculate_loss(next(iter(train))).backward()
+        gradients.append(model.item_embedding.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_behaviour_links_what_shares_users(toy: dict[str, Any]) -> None:
+    model, train = built("DAMRS", toy, behaviour_knn_k=3)
+    buyers: dict[int, set[int]] = {item: set() for item in range(model.n_items)}
+    for user, item in zip(*(train.dataset.inter_feat[name].tolist() for name in ("user_id", "item_id")), strict=True):
+        buyers[item].add(user)
+    expected = torch.zeros(model.n_items, model.n_items)
+    for item in range(1, model.n_items):
+        common = {other: len(buyers[item] & users) for other, users in buyers.items() if other != item}
+        linked = sorted((other for other in common if common[other] >= 2), key=lambda k: (-common[k], k))[:3]
+        expected[item, [item, *linked]] = 1.0
+    scale = (expected.sum(1) + 1e-7) ** -0.5
+    expected = scale[:, None] * expected * scale
+    torch.testing.assert_close(model.item_graphs[-1].to_dense(), expected)
+
+
+@pytest.mark.parametrize("names", [("image",), ("text",), ("image", "text", "again")])
+def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], toy: dict[str, Any]) -> None:
+    losses = losses_of_training(*built("DAMRS", with_modalities(toy, *names)))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_padding_has_no_influence(toy: dict[str, Any]) -> None:
+    assert_padding_has_no_influence(*built("DAMRS", toy, **SETTINGS))
+
+
+def test_a_view_of_few_items_has_few_neighbours(toy: dict[str, Any]) -> None:
+    model, train = built("DAMRS", toy, neighbours=100)
+    encoding = model.train().encode()
+    found = model._pseudo_neighbours(encoding.parts["views"].detach(), torch.arange(1, 9))
+    for (in_all, in_one), has in zip(found, model.has, strict=True):
+        assert in_all.shape == in_one.shape == (8, int(has.sum()) // 2)
+    loss = model.calculate_loss(next(iter(train)))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(model.item_embedding.weight.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"neighbours": 0}, "neighbours is 0"),
+        ({"behaviour_knn_k": 0}, "behaviour_knn_k is 0"),
+        ({"behaviour_minimum": 0}, "behaviour_minimum is 0"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+    ],
+)
+def test_refuses_what_it_cannot_use(changes: dict[str, Any], message: str, toy: dict[str, Any]) -> None:
+    with pytest.raises(GuiderError, match=message):
+        built("DAMRS", toy, **changes)
