@@ -29,7 +29,7 @@ from recbole_guider.tuning.samplers import check_names, compared_metric, schedul
 from recbole_guider.tuning.shared_data import SweepServer, configuration
 from recbole_guider.tuning.space import Space, read_space
 from recbole_guider.tuning.tables import evaluation_table, trial_table, write_tables
-from recbole_guider.tuning.trial import describe, run_trial
+from recbole_guider.tuning.trial import run_trial
 from recbole_guider.tuning.winner import best_settings, test_winner, write_best
 
 #: Files of a sweep's folder.
@@ -367,6 +367,7 @@ def _tune(definition: SweepDefinition, folder: Path, resume: bool, verbose: bool
     Raises:
         KeyboardInterrupt: it was interrupted; what is there is stored.
     """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a banner and tables of its own
     from ray.tune import TuneConfig, Tuner, with_resources
 
     from recbole_guider.tuning.listener import Listener
@@ -531,5 +532,3 @@ def _summary(
         f"report:        {result['report']}",
     ])
 
-
-__all__ = ["describe", "tune_guider"]
