@@ -116,11 +116,11 @@ def _add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--sampler-seed", type=int, help="seed of the choice of configurations (default: seed)")
     resources = parser.add_argument_group("where, and for how long")
     resources.add_argument("--cpus-per-trial", type=float, help="CPUs, and threads, of a trial (default: 1)")
-    resources.add_argument("--gpus-per-trial", type=float, help="GPUs of a trial, may be a fraction (default: 1 if any)")
+    resources.add_argument("--gpus-per-trial", type=float, help="GPUs of a trial (default: 1 if there are any)")
     resources.add_argument("--max-concurrent", type=int, help="trials at a time (default: as resources allow)")
     resources.add_argument("--time-budget", type=float, help="seconds after which the best so far wins")
-    resources.add_argument("--address", help="a running Ray cluster to join: auto, or host:port (default: this machine)")
-    resources.add_argument("--retries", type=int, help="restarts of a trial whose machine is lost (default: 3; 1 machine: 0)")
+    resources.add_argument("--address", help="a Ray cluster to join: auto or host:port (default: this machine)")
+    resources.add_argument("--retries", type=int, help="restarts of a trial whose machine is lost (cluster: 3)")
     resources.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
 
 

@@ -88,7 +88,9 @@ def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, A
         trainer.resume_checkpoint(config["resume"])
     training_start = time()
     if config["replay"]:
-        trainer, best_valid_score, best_valid_result = replay(config, (trainer, train_data, valid_data), verbose=verbose)
+        trainer, best_valid_score, best_valid_result = replay(
+            config, (trainer, train_data, valid_data), verbose=verbose
+        )
         saved = True
     else:
         best_valid_score, best_valid_result = trainer.fit(

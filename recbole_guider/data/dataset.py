@@ -326,7 +326,7 @@ def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dataset_settings(config: Any, *, loaders: bool = False) -> dict[str, Any]:
-    """The settings that a built data set (or, with ``loaders``, a set of loaders) depends on: ``settings``, ``noise``."""
+    """The settings that a built data set (or, with ``loaders``, a set of loaders) depends on."""
     keys = [*dataset_arguments, "dataset", "data_path", "seed", "repeatable", "encoding", "modalities"]
     if loaders:
         keys += ["eval_args", "train_batch_size", "eval_batch_size", "train_neg_sample_args", "MODEL_INPUT_TYPE"]

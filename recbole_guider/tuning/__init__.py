@@ -1,8 +1,8 @@
 """Sweeps: many trainings at a time, on this machine or a cluster, through Ray Tune.
 
-``space.py`` says what is searched, ``samplers.py`` how, ``trial.py`` what one trial does in its worker, ``shared_data.py``
-where it gets its data from, ``sweep.py`` runs them all; ``journal.py``, ``tables.py``, ``winner.py`` and ``report.py`` are
-what comes out.
+``space.py`` says what is searched, ``samplers.py`` how, ``trial.py`` what one trial does in its worker,
+``shared_data.py`` where it gets its data from, ``sweep.py`` runs them all; ``journal.py``, ``tables.py``, ``winner.py``
+and ``report.py`` are what comes out.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ class SweepDefinition:
         seeds: the seeds that every configuration is trained with; empty: the one that the settings say.
         metric: the validation metric that selects, as RecBole names it; ``bigger``: whether more of it is better.
         evaluations: how many evaluations a full training has.
+        gpus_per_trial: None until the machines are known.
     """
 
     name: str
@@ -37,7 +38,7 @@ class SweepDefinition:
     grace_period: int
     perturbation_interval: int
     cpus_per_trial: float
-    gpus_per_trial: float
+    gpus_per_trial: float | None
     max_concurrent: int | None
     time_budget: float | None
     retries: int

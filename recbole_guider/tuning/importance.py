@@ -15,9 +15,9 @@ MIN_TRIALS = 6
 def setting_importance(table: pd.DataFrame, keys: list[str], seed: int = 0) -> pd.Series:
     """Permutation importance of each setting for the validation score.
 
-    A random forest predicts a trial's score from its settings. The importance of a setting is how much its R2 falls when
-    the setting's column is shuffled, the mean of 30 shuffles, on the trials that it was fitted to: a sweep has too few
-    to set some aside.
+    A random forest predicts a trial's score from its settings. The importance of a setting is how much its R2 falls
+    when the setting's column is shuffled, the mean of 30 shuffles, on the trials that it was fitted to: a sweep has too
+    few to set some aside.
 
     Args:
         table: one row for each trial, as ``trial_table`` gives it.

@@ -99,6 +99,8 @@ def winner(trials: list[TrialRecord], bigger: bool) -> TrialRecord | None:
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """Of what Ray adds to a report, only what a reader of the tables may want."""
-    ours = ("evaluation", "epoch", "valid_score", "best_valid_score", "over", "seconds", "node", "seed_scores", "stages")
+    ours = {"evaluation", "epoch", "valid_score", "best_valid_score", "over", "seconds", "node"} | {
+        "seed_scores", "stages"
+    }
     kept = {key: value for key, value in result.items() if key in ours or key.startswith(("valid/", "best_valid/"))}
     return {**kept, "time": result.get("time_total_s", 0.0), "host": result.get("hostname", "")}

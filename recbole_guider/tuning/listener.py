@@ -7,14 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from recbole_guider import compat
+from ray.tune import Callback
+
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.journal import FAILED, Journal, TrialRecord, metrics_of, winner
-
-compat.apply()  # before Ray, which warns of what a user can do nothing about
-
-import recbole  # noqa: E402, F401
-from ray.tune import Callback  # noqa: E402
 
 #: Seconds between two lines on the sweep as a whole.
 _STATUS_EVERY = 30.0
@@ -38,7 +34,9 @@ class Listener(Callback):
     def setup(self, *args: Any, **kwargs: Any) -> None:
         self._start = self._told = time.time()
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         settings = self.definition.space.decode(trial.config)
         self.journal.write("evaluation", trial.trial_id, settings=settings, metrics=metrics_of(result))
         self._tell_status(trials)

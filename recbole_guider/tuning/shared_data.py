@@ -94,6 +94,6 @@ def pack(dataset: Any) -> np.ndarray:
 
 def unpack(packed: np.ndarray, config: Any) -> Any:
     """A data set of one's own (RecBole changes data sets in place) from :func:`pack`."""
-    dataset = pickle.loads(memoryview(packed))
+    dataset = pickle.loads(packed.data)
     dataset.config = config
     return dataset

@@ -10,6 +10,7 @@ import secrets
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -99,7 +100,7 @@ def tune_guider(
         KeyboardInterrupt: after Ctrl-C; the sweep can be resumed.
     """
     folder = Path(out).absolute()
-    given = {
+    given: dict[str, Any] = {
         "samples": samples, "sampler": sampler, "scheduler": scheduler, "cpus_per_trial": cpus_per_trial,
         "gpus_per_trial": gpus_per_trial, "max_concurrent": max_concurrent, "time_budget": time_budget,
         "grace_period": grace_period, "perturbation_interval": perturbation_interval, "retries": retries,
@@ -227,9 +228,9 @@ def _check_space(definition: SweepDefinition, config: GuiderConfig) -> None:
         head = setting.key.partition(".")[0]
         if head not in known:
             close = get_close_matches(head, sorted(map(str, known)), n=1)
+            advice = f"did you mean {close[0]}?" if close else "if the model reads it, give it a value in a file too."
             raise GuiderError(
-                f"the search space names {setting.key}, which is no setting of {config['model']}"
-                + (f"; did you mean {close[0]}?" if close else "; give it a value in a file first if the model reads it.")
+                f"the search space names {setting.key}, which is no setting of {config['model']}; {advice}"
             )
         if head in ("epochs", "eval_step", "valid_metric", "resume", "replay", "checkpoint_dir"):
             raise GuiderError(f"the search space names {setting.key}: trials could not be compared; remove it.")
@@ -294,7 +295,6 @@ def _with_gpus(definition: SweepDefinition) -> SweepDefinition:
 @contextmanager
 def _ray(address: str | None) -> Iterator[None]:
     """Ray, as it runs already, joined at ``address``, or started on this machine and stopped afterwards."""
-    import recbole  # noqa: F401  # its shims silence Ray's import
     import ray
 
     if ray.is_initialized():
@@ -515,8 +515,8 @@ def _headline(definition: SweepDefinition, folder: Path) -> str:
 def _summary(
     definition: SweepDefinition, trials: list[TrialRecord], result: dict[str, Any], seconds: float
 ) -> str:
-    counts = {state: sum(trial.status == state for trial in trials) for state in (FINISHED, STOPPED, FAILED, UNFINISHED)}
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    counts = Counter(trial.status for trial in trials)
+    told = ", ".join(f"{counts[end]} {end}" for end in (FINISHED, STOPPED, FAILED, UNFINISHED) if counts[end])
     lines = ["", f"{len(trials)} trials in {seconds:.0f} s: {told or 'none'}"]
     if result["best_trial"] is None:
         messages = [trial.message for trial in trials if trial.message]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recbole_guider.checkpoint import plain
+from recbole_guider.checkpoint import load, plain, save
 from recbole_guider.config import write_yaml
 from recbole_guider.quick_start import _prepare, replay
 from recbole_guider.tuning.definition import SweepDefinition
@@ -55,32 +56,45 @@ def test_winner(
     def data(config: Any) -> Any:
         return unpack(ray.get(ray.get(server.data.remote(settings))[0]), config)
 
+    started_in = os.getcwd()
     results = {}
     for seed in definition.seeds or (None,):
         with tempfile.TemporaryDirectory() as folder:
-            own = {} if seed is None else {"seed": seed}
-            config = configuration(settings, checkpoint_dir=folder, show_progress=False, save_dataset=False, **own)
-            trainer, train_data, valid_data, test_data = _prepare(config, data(config))
-            trainer.saved_model_file = str(Path(folder) / "model.pth")
-            if str(seed) in models:
-                Path(trainer.saved_model_file).write_bytes(models[str(seed)])
-                state = torch.load(trainer.saved_model_file, map_location="cpu", weights_only=True)
-                score, valid_result = state["best_valid_score"], None
-                trainer.eval_collector.data_collect(train_data)
-            elif config["replay"]:
-                trainer, score, valid_result = replay(
-                    config, (trainer, train_data, valid_data), dataset=data, verbose=False
-                )
-            else:
-                score, valid_result = trainer.fit(train_data, valid_data, verbose=False)
-            test_result = trainer.evaluate(test_data, load_best_model=True)
-            results[str(seed)] = {
-                "test_result": plain(dict(test_result)),
-                "best_valid_score": float(score),
-                "best_valid_result": plain(dict(valid_result)) if valid_result else None,
-                "model": Path(trainer.saved_model_file).read_bytes(),
-            }
+            os.chdir(folder)  # RecBole writes its log into the current directory
+            try:
+                results[str(seed)] = _test_seed(seed, settings, models.get(str(seed)), data, Path(folder))
+            finally:
+                os.chdir(started_in)
     return results
+
+
+def _test_seed(
+    seed: int | None, settings: Mapping[str, Any], model: bytes | None, data: Callable[[Any], Any], folder: Path
+) -> dict[str, Any]:
+    own = {} if seed is None else {"seed": seed}
+    config = configuration(settings, checkpoint_dir=str(folder), show_progress=False, save_dataset=False, **own)
+    trainer, train_data, valid_data, test_data = _prepare(config, data(config))
+    trainer.saved_model_file = str(folder / "model.pth")
+    if model is not None:
+        Path(trainer.saved_model_file).write_bytes(model)
+        state = load(trainer.saved_model_file)
+        score, valid_result = state["best_valid_score"], state["best_valid_result"]
+        trainer.eval_collector.data_collect(train_data)
+    elif config["replay"]:
+        trainer, score, valid_result = replay(config, (trainer, train_data, valid_data), dataset=data, verbose=False)
+    else:
+        score, valid_result = trainer.fit(train_data, valid_data, verbose=False)
+    test_result = plain(dict(trainer.evaluate(test_data, load_best_model=True)))
+    state = load(trainer.saved_model_file)
+    # whoever loads this model has no such folder
+    state["config"].update(checkpoint_dir=settings.get("checkpoint_dir", "saved"))
+    save(state, trainer.saved_model_file)
+    return {
+        "test_result": test_result,
+        "best_valid_score": float(score),
+        "best_valid_result": plain(dict(valid_result)) if valid_result else None,
+        "model": Path(trainer.saved_model_file).read_bytes(),
+    }
 
 
 def write_best(
