@@ -55,7 +55,8 @@ class Listener(Callback):
         import ray
 
         try:
-            message = ray.get(ray.get_actor(self.definition.name).failure.remote(trial.trial_id))
+            server = ray.get_actor(self.definition.name)
+            message = ray.get(server.failure.remote(trial.trial_id))
         except (ValueError, ray.exceptions.RayError):
             message = None
         if message:

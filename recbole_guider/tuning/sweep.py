@@ -403,10 +403,22 @@ def _tune(definition: SweepDefinition, folder: Path, resume: bool, verbose: bool
                 checkpoints_kept=4 if definition.scheduler == "pbt" else 1,
             ),
         )
-    with _interruptible() as was_interrupted:
+    with _quiet_tune(), _interruptible() as was_interrupted:
         tuner.fit()
         if was_interrupted():
             raise KeyboardInterrupt
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Without Tune's tracebacks of failed trials: their messages are told, and lie in their folders in full."""
+    logger = logging.getLogger("ray.tune")
+    found = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(found)
 
 
 @contextmanager
