@@ -19,8 +19,9 @@ import pandas as pd
 import psutil
 import pytest
 import ray
+
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.config import write_yaml
+from recbole_guider.config import read_yaml, write_yaml
 from recbole_guider.errors import GuiderError
 from recbole_guider.tuning import tune_guider
 from recbole_guider.tuning.journal import Journal
@@ -44,6 +45,13 @@ def toy_bpr(toy: dict[str, Any]) -> dict[str, Any]:
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+
+
+def evaluations_of(out: Path) -> list[tuple[str, int]]:
+    """(trial, number of the evaluation), in the order of the journal."""
+    return [
+        (line["trial"], line["metrics"]["evaluation"]) for line in lines_of(out) if line["event"] == "evaluation"
+    ]
 
 
 def test_a_grid_with_seeds_and_a_trial_that_turns_nan(small_ray: None, toy: dict[str, Any], tmp_path: Path) -> None:
@@ -72,19 +80,21 @@ def test_a_grid_with_seeds_and_a_trial_that_turns_nan(small_ray: None, toy: dict
     assert not any("test" in key for row in rows for key in row["metrics"])
     for row in rows:
         scores = json.loads(row["metrics"]["seed_scores"])
-        assert set(scores) == {"7", "8"} and np.isclose(np.mean(list(scores.values())), row["metrics"]["best_valid_score"])
+        assert set(scores) == {"7", "8"}
+        assert np.isclose(np.mean(list(scores.values())), row["metrics"]["best_valid_score"])
 
     # the winner: best mean; its file gives the same numbers with each seed, and so do the stored models
     assert result["best_valid_score"] == table["best_valid_score"].max() and result["best_trial"] == table["trial"][0]
-    reruns = [run_recbole_guider(config_file_list=[result["best_config_file"]], config_dict={"seed": s}) for s in (7, 8)]
+    best = [result["best_config_file"]]
+    reruns = [run_recbole_guider(config_file_list=best, config_dict={"seed": seed}) for seed in (7, 8)]
     for key, value in result["test_result"].items():
         assert np.mean([rerun["test_result"][key] for rerun in reruns]) == value
         assert np.mean([rerun["best_valid_result"][key] for rerun in reruns]) == result["best_valid_result"][key]
     assert np.mean([rerun["best_valid_score"] for rerun in reruns]) == result["best_valid_score"]
-    assert run_recbole_guider(config_file_list=[result["best_config_file"]])["test_result"] == reruns[0]["test_result"]
+    assert read_yaml(best[0])["seed"] == 7
     config, model, *_ = load_data_and_model(result["model_files"]["8"])
-    best = load_data_and_model(reruns[1]["model_file"])[1].state_dict()
-    assert config["seed"] == 8 and all((model.state_dict()[name] == value).all() for name, value in best.items())
+    weights = load_data_and_model(reruns[1]["model_file"])[1].state_dict()
+    assert config["seed"] == 8 and all((model.state_dict()[name] == value).all() for name, value in weights.items())
 
     # the tables say the same
     assert pd.read_csv(out / "trials.csv")["trial"].tolist() == table["trial"].tolist()
@@ -93,7 +103,6 @@ def test_a_grid_with_seeds_and_a_trial_that_turns_nan(small_ray: None, toy: dict
 
     # nothing of one trial lies in another's folder or in ours, though all started at once
     assert {entry.name for entry in tmp_path.iterdir()} <= {"sweep", "saved", "log", "log_tensorboard"}  # ours: reruns
-    assert len(list(Path("log").rglob("*.log"))) == 1 + len(reruns) or list(Path("log").rglob("*.log"))
     for trial in good["trial"]:
         (folder,) = out.glob(f"trials/*{trial}*")
         assert list(folder.rglob("log/**/*.log")) and (folder / "settings.yaml").is_file()
@@ -167,14 +176,14 @@ def test_samplers_that_learn(sampler: str, small_ray: None, toy_bpr: dict[str, A
 
 
 def command(toy: dict[str, Any], out: Path, *more: str) -> list[str]:
-    """``recbole-guider tune`` of six trials on the toy data, one at a time."""
+    """``recbole-guider tune`` of three trials on the toy data, one at a time."""
     write_yaml(toy, out.parent / "toy.yaml")
     write_yaml({"learning_rate": {"loguniform": [0.001, 0.1]}}, out.parent / "space.yaml")
     program = "import sys; from recbole_guider.cli import main; sys.exit(main())"
     return [
         sys.executable, "-c", program, "tune", "--model=BPR", "--dataset=toy", "--config_files",
-        str(out.parent / "toy.yaml"), "--space", str(out.parent / "space.yaml"), "--samples", "3", "--scheduler", "none",
-        "--max-concurrent", "1", "--epochs", "25", "--out", str(out), *more,
+        str(out.parent / "toy.yaml"), "--space", str(out.parent / "space.yaml"), "--samples", "3",
+        "--scheduler", "none", "--max-concurrent", "1", "--epochs", "25", "--out", str(out), *more,
     ]
 
 
@@ -209,7 +218,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_goes_on(toy_bpr: dict[str, A
     assert "3 trials" in again.stdout and "3 finished" in again.stdout
     trials = journal.trials()
     assert [trial.status for trial in trials] == ["finished"] * 3
-    evaluations = [(line["trial"], line["metrics"]["evaluation"]) for line in lines_of(out) if line["event"] == "evaluation"]
+    evaluations = evaluations_of(out)
     assert evaluations.count((trials[0].name, 1)) == 1 and evaluations.count((trials[1].name, 1)) == 1
     assert sorted(set(evaluations)) == sorted((trial.name, k) for trial in trials for k in range(1, 26))
     # and the interrupted trial ended where it would have ended without the interruption
@@ -273,7 +282,7 @@ def test_a_cluster_of_two_nodes_loses_one(toy_bpr: dict[str, Any], tmp_path: Pat
     assert any(metrics["node"] != seen["home"] for metrics in seen["finished"].values())
     after = {trial.name: trial.last for trial in Journal(out / "journal.jsonl").trials()}
     assert all(after[name] == metrics for name, metrics in seen["finished"].items())
-    lines = [(line["trial"], line["metrics"]["evaluation"]) for line in lines_of(out) if line["event"] == "evaluation"]
+    lines = evaluations_of(out)
     assert all(lines.count((name, k)) == 1 for name in seen["finished"] for k in range(1, 31))
 
 
