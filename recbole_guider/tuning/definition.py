@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from recbole_guider.config import merge
+from recbole_guider.config import BLOCKS, merge
 from recbole_guider.tuning.space import Space, read_space
 
 
@@ -46,7 +46,9 @@ class SweepDefinition:
 
     def trial_settings(self, chosen: dict[str, Any]) -> dict[str, Any]:
         """The property file of a trial, as a dict. ``chosen``: key -> value."""
-        return merge(self.settings, chosen)
+        # only the blocks are nested here: a dotted key of another mapping changes one entry of its default
+        in_blocks = {key: value for key, value in chosen.items() if key.partition(".")[0] in BLOCKS}
+        return {**merge(self.settings, in_blocks), **{key: chosen[key] for key in chosen if key not in in_blocks}}
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON keeps it."""

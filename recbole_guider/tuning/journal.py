@@ -103,4 +103,6 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "seed_scores", "stages"
     }
     kept = {key: value for key, value in result.items() if key in ours or key.startswith(("valid/", "best_valid/"))}
-    return {**kept, "time": result.get("time_total_s", 0.0), "host": result.get("hostname", "")}
+    return {
+        **kept, "time": result.get("time_total_s", 0.0), "host": result.get("hostname", ""), "pid": result.get("pid", 0)
+    }

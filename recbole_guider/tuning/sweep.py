@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
-from recbole_guider.config import GuiderConfig, merge, read_yaml
+from recbole_guider.config import BLOCKS, GuiderConfig, merge, read_yaml
 from recbole_guider.errors import GuiderError
 from recbole_guider.tuning import ray_api
 from recbole_guider.tuning.definition import SweepDefinition
@@ -111,7 +111,8 @@ def tune_guider(
     if resume:
         definition = _stored(folder)
         if any(common):
-            given["settings"] = _common_settings(*common)[0]
+            stored = definition.settings
+            given["settings"] = _common_settings(model or stored["model"], dataset or stored["dataset"], *common[2:])[0]
         if space is not None:
             given["space"] = read_space(space)
         _check_unchanged(definition, given, seeds, folder)
@@ -150,7 +151,12 @@ def _common_settings(
         command_line=command_line,
     )
     settings = {"model": config["model"], "dataset": config["dataset"]}
-    settings.update((key, value) for key, value in config.external_config_dict.items() if key not in settings)
+    final = config.to_plain()
+    for key, value in config.external_config_dict.items():
+        # what the user said of one entry of a mapping is part of the whole by now
+        whole = isinstance(value, Mapping) and key not in BLOCKS
+        settings.setdefault(key, final.get(key, value) if whole else value)
+    settings["data_path"] = final["data_path"]
     for key in ("data_path", "dataset_save_path", "dataloaders_save_path"):
         if isinstance(settings.get(key), str):
             settings[key] = os.path.abspath(settings[key])  # workers run in other folders
@@ -262,23 +268,21 @@ def _stored(folder: Path) -> SweepDefinition:
 def _check_unchanged(
     definition: SweepDefinition, given: Mapping[str, Any], seeds: int | Sequence[int] | None, folder: Path
 ) -> None:
-    given = dict(given)
+    stored = definition.to_plain()
+    now = dict(given)
     if seeds is not None:
-        chosen = definition.seeds[: seeds] if isinstance(seeds, int) and len(definition.seeds) == seeds else seeds
-        given["seeds"] = (seeds,) if isinstance(chosen, int) else tuple(chosen)
-    for key, value in given.items():
-        stored = getattr(definition, key)
-        if isinstance(value, Space):
-            value, stored = value.to_plain(), stored.to_plain()
-        if value == stored:
-            continue
-        if key == "settings":
-            differing = sorted(name for name in {*value, *stored} if value.get(name) != stored.get(name))
-            key, value, stored = differing[0], value.get(differing[0]), stored.get(differing[0])
-        raise GuiderError(
-            f"{key} is {value!r}, but the sweep in {folder} was started with {stored!r}: leave it out to resume, or "
-            f"start another sweep in another folder."
-        )
+        now["seeds"] = list(_seeds(seeds, definition.seeds[0] if definition.seeds else 0))
+    if "space" in now:
+        now["space"] = now["space"].to_plain()
+    # of the common settings, those that are given
+    now.update(now.pop("settings", {}))
+    before = {**stored, **stored["settings"]}
+    for key, value in json.loads(json.dumps(now)).items():
+        if value != before.get(key):
+            raise GuiderError(
+                f"{key} is {value!r}, but the sweep in {folder} was started with {before.get(key)!r}: leave it out to "
+                f"resume, or start another sweep in another folder."
+            )
 
 
 def _with_gpus(definition: SweepDefinition) -> SweepDefinition:

@@ -40,8 +40,8 @@ def definition() -> SweepDefinition:
     return SweepDefinition(
         name="sweep", settings={"model": "<BPR>", "dataset": "toy"}, samples=3, sampler="random", scheduler="none",
         space=read_space({"a": {"uniform": [0, 1]}, "b": {"choice": [None, 64, [64, 32]]}}),
-        seeds=(1, 2), sampler_seed=0, metric="Recall@5", bigger=True, evaluations=2, grace_period=1, perturbation_interval=1, cpus_per_trial=1,
-        gpus_per_trial=0, max_concurrent=None, time_budget=None, retries=0,
+        seeds=(1, 2), sampler_seed=0, metric="Recall@5", bigger=True, evaluations=2, grace_period=1,
+        perturbation_interval=1, cpus_per_trial=1, gpus_per_trial=0, max_concurrent=None, time_budget=None, retries=0,
     )
 
 
