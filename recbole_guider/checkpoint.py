@@ -152,6 +152,8 @@ class PlainCheckpoints(_Trainer):
         self.saved_model_file = f"{stem}-{secrets.token_hex(3)}{extension}"
         self._train_data: Any = None
         self._resumed_random_state: Mapping[str, Any] | None = None
+        #: learning rates and weight decays that the optimisers were made with
+        self._built_with: dict[str, list[list[float]]] = {}
 
     @property
     def last_model_file(self) -> str:
@@ -180,6 +182,7 @@ class PlainCheckpoints(_Trainer):
             "other_parameter": plain(self.model.other_parameter()),
             "optimizer": self.optimizer.state_dict(),
             "optimizers": optimizer_states(self, apart=("teacher_optimizer",)),
+            "optimizer_settings": self._built_with,
             "random_state": None if self._train_data is None else random_state(self._train_data),
             "extra_state": self.extra_state(),
         }
@@ -206,16 +209,39 @@ class PlainCheckpoints(_Trainer):
                 f"{resume_file} holds a {state['config']['model']}: it cannot continue as {self.config['model']}."
             )
         self.optimizer = getattr(self, state["optimizers"]["at_work"])
+        self._built_with = self._optimizer_settings()
         super().resume_checkpoint(resume_file)
         load_optimizers(self, state["optimizers"])
         self.saved_model_file = os.path.join(os.path.dirname(str(resume_file)), state["best_model_file"])
         self.best_valid_result = state["best_valid_result"]
         self._resumed_random_state = state["random_state"]
         self.load_extra_state(state["extra_state"])
+        self._keep_changed_settings(state.get("optimizer_settings") or {}, self._built_with)
+
+    def _optimizers(self) -> dict[str, Any]:
+        """Every optimiser by name, None left out."""
+        return {"optimizer": self.optimizer}
+
+    def _optimizer_settings(self) -> dict[str, list[list[float]]]:
+        """Optimiser -> learning rate and weight decay of each group."""
+        return {
+            name: [[float(group["lr"]), float(group.get("weight_decay", 0.0))] for group in optimizer.param_groups]
+            for name, optimizer in self._optimizers().items()
+        }
+
+    def _keep_changed_settings(self, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Learning rates and weight decays that this run changes hold; the stored state would overwrite them."""
+        for name, optimizer in self._optimizers().items():
+            if own[name] == stored.get(name, own[name]):
+                continue
+            for group, (learning_rate, weight_decay) in zip(optimizer.param_groups, own[name], strict=True):
+                group.update(lr=learning_rate, weight_decay=weight_decay)
 
     def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True,
             show_progress: bool = False, callback_fn: Any = None) -> tuple[float, Any]:
         self._train_data = train_data
+        if not self._built_with:
+            self._built_with = self._optimizer_settings()
         if self._resumed_random_state is not None:
             restore_random_state(self._resumed_random_state, train_data)
             self._resumed_random_state = None

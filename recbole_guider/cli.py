@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             subparsers.add_parser(
                 name, help=command.help, description=command.description or command.help, epilog=command.epilog,
                 formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,  # --seed=3 is a setting, not short for --seeds
             )
         )
     arguments, rest = parser.parse_known_args(argv)
@@ -55,7 +56,8 @@ def run_script(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``run_recbole_guider.py``: the same as ``recbole-guider run``."""
     command = COMMANDS["run"]
     parser = argparse.ArgumentParser(
-        description=command.description, epilog=command.epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=command.description, epilog=command.epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )
     command.add_arguments(parser)
     return _guarded(command, *parser.parse_known_args(argv))
@@ -92,6 +94,53 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
     run_from_command_line(
         arguments.model, arguments.dataset, arguments.config_files.split() if arguments.config_files else None, rest
     )
+
+
+# -- tune ---------------------------------------------------------------------------------------------------------
+
+
+def _add_tune_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", "-m", default=None, help=f"name of the model (default: {DEFAULT_MODEL})")
+    parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
+    parser.add_argument("--config_files", default=None, help="property files, separated by spaces")
+    parser.add_argument("--epochs", type=int, help="epochs of a full training (default: the model's setting)")
+    parser.add_argument("--out", required=True, help="the folder to write the sweep into")
+    search = parser.add_argument_group("what is searched, and how")
+    search.add_argument("--space", help="a .yaml file, or one in the form of RecBole's hyper.test")
+    search.add_argument("--samples", type=int, help="configurations to try (default: 20; of a grid: all)")
+    search.add_argument("--sampler", help="random (default), grid, hyperopt or optuna")
+    search.add_argument("--scheduler", help="asha (default: stops trials that fall behind), pbt or none")
+    search.add_argument("--seeds", type=int, help="train every configuration with so many seeds, and compare means")
+    search.add_argument("--grace-period", type=int, help="evaluations that asha leaves every trial")
+    search.add_argument("--perturbation-interval", type=int, help="evaluations between two changes of pbt")
+    search.add_argument("--sampler-seed", type=int, help="seed of the choice of configurations (default: seed)")
+    resources = parser.add_argument_group("where, and for how long")
+    resources.add_argument("--cpus-per-trial", type=float, help="CPUs, and threads, of a trial (default: 1)")
+    resources.add_argument("--gpus-per-trial", type=float, help="GPUs of a trial (default: 1 if there are any)")
+    resources.add_argument("--max-concurrent", type=int, help="trials at a time (default: as resources allow)")
+    resources.add_argument("--time-budget", type=float, help="seconds after which the best so far wins")
+    resources.add_argument("--address", help="a Ray cluster to join: auto or host:port (default: this machine)")
+    resources.add_argument("--retries", type=int, help="restarts of a trial whose machine is lost (cluster: 3)")
+    resources.add_argument("--resume", action="store_true", help="go on with the sweep in --out")
+
+
+def _tune(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from recbole_guider.tuning import tune_guider
+
+    given = dict(vars(arguments))
+    del given["command"]
+    files, epochs = given.pop("config_files"), given.pop("epochs")
+    try:
+        result = tune_guider(
+            **given,
+            config_file_list=files.split() if files else None,
+            command_line=[*([] if epochs is None else [f"--epochs={epochs}"]), *rest],
+        )
+    except KeyboardInterrupt:
+        print(f"go on with it:  recbole-guider tune --out={arguments.out} --resume", file=sys.stderr)
+        raise
+    if result["best_trial"] is None:
+        raise GuiderError("no trial was evaluated: trials.csv has the message of each.")
 
 
 # -- convert ------------------------------------------------------------------------------------------------------
@@ -141,6 +190,17 @@ COMMANDS = {
         epilog="""\
 Every setting of RecBole and of GUIDER can follow as --key=value, nested ones with dots:
   --epochs=20 --learning_rate=0.001 --guider.dbpr.eta=0.3 --guider=false
+""",
+    ),
+    "tune": Command(
+        "search for the best settings", _add_tune_arguments, _tune, takes_settings=True,
+        description="Search for the settings with the best validation score, on this machine or a Ray cluster.",
+        epilog="""\
+Settings that all trials share can follow as --key=value. A search space is a file such as
+  learning_rate: {loguniform: [1e-4, 1e-2]}
+  embedding_size: {choice: [32, 64]}
+  guider.dbpr.eta: {uniform: [0.0, 0.3]}
+  n_layers: {int: [1, 3]}
 """,
     ),
     "convert": Command(

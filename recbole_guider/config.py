@@ -57,6 +57,16 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what :class:`_Loader` reads back: a text that looks like a number to it is quoted."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.yaml_implicit_resolvers = {key: list(rules) for key, rules in _Loader.yaml_implicit_resolvers.items()}
+
+
 class GuiderConfig(Config):
     """The configuration of a run.
 
@@ -535,6 +545,27 @@ def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
             f"configuration file {file} holds a {type(content).__name__}: it must be `key: value` lines."
         )
     return content
+
+
+def write_yaml(content: Mapping[str, Any], file: str | os.PathLike[str], header: str = "") -> None:
+    """Write a property file that :func:`read_yaml` reads back to the same values.
+
+    Args:
+        content: plain data; tuples become lists.
+        file: where to.
+        header: comment lines for the top, without their ``#``.
+    """
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+    text = yaml.dump(_to_plain_lists(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    Path(file).write_text(comment + text, encoding="utf-8")
+
+
+def _to_plain_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_to_plain(key): _to_plain_lists(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_plain_lists(part) for part in value]
+    return _to_plain(value)
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,9 +87,15 @@ def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, A
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     training_start = time()
-    best_valid_score, best_valid_result = trainer.fit(
-        train_data, valid_data, verbose=verbose, saved=saved, show_progress=config["show_progress"] and verbose
-    )
+    if config["replay"]:
+        trainer, best_valid_score, best_valid_result = replay(
+            config, (trainer, train_data, valid_data), verbose=verbose
+        )
+        saved = True
+    else:
+        best_valid_score, best_valid_result = trainer.fit(
+            train_data, valid_data, verbose=verbose, saved=saved, show_progress=config["show_progress"] and verbose
+        )
     training_seconds = time() - training_start
     test_result = trainer.evaluate(
         test_data, load_best_model=saved, show_progress=config["show_progress"] and verbose
@@ -107,15 +113,16 @@ def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, A
     return result
 
 
-def _prepare(config: GuiderConfig) -> tuple[Any, Any, Any, Any]:
-    """Logger, data, model and trainer of a run, seeded as RecBole seeds them."""
+def _prepare(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any]:
+    """Logger, data, model and trainer of a run, seeded as RecBole seeds them; ``dataset``: if it is built already."""
     if config["resume"] and not Path(config["resume"]).is_file():
         raise GuiderError(f"resume is {config['resume']}: there is no such checkpoint.")
     init_seed(config["seed"], config["reproducibility"])
     _init_logger(config)
     logger = getLogger()
     logger.info(config)
-    dataset = build_dataset(config)
+    if dataset is None:
+        dataset = build_dataset(config)
     logger.info(dataset)
     train_data, valid_data, test_data = prepare_data(config, dataset)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
@@ -135,6 +142,54 @@ def _prepare(config: GuiderConfig) -> tuple[Any, Any, Any, Any]:
         )
     trainer = trainer_class(config)(config, model)
     return trainer, train_data, valid_data, test_data
+
+
+class _StageEnds(Exception):
+    """Leaves training after an evaluation."""
+
+
+def replay(
+    config: GuiderConfig, first: tuple[Any, Any, Any], *, dataset: Any = None, verbose: bool = True
+) -> tuple[Any, float, Any]:
+    """Train as a trial of a sweep did whose settings changed on the way, or that was stopped early.
+
+    ``config["replay"]`` has ``stages``, a list of ``{epoch, settings}``: from that epoch (the first is 0) on these
+    settings hold; and ``stop_after``, the number of epochs to train, or null for as many as ``epochs`` says. Between
+    two stages training continues from a checkpoint, as population-based training does it.
+
+    Args:
+        config: the settings up to the first stage.
+        first: trainer, training and validation loader for them.
+        dataset: makes the data set of a further stage anew, given its configuration; default: from files.
+
+    Returns:
+        (the last trainer, best_valid_score, best_valid_result)
+    """
+    plan = config["replay"]
+    stages, stop_after = list(plan.get("stages") or ()), plan.get("stop_after")
+    ends = [*(stage["epoch"] for stage in stages), stop_after]
+    trainer, train_data, valid_data = first
+    for number, end in enumerate(ends):
+        if number:
+            staged = GuiderConfig.from_plain(config.to_plain(), overrides=stages[number - 1]["settings"])
+            file = trainer.last_model_file
+            trainer, train_data, valid_data, _ = _prepare(staged, dataset(staged) if dataset else None)
+            trainer.resume_checkpoint(file)
+
+        def after_evaluation(epoch_idx: int, valid_score: float, end: int | None = end) -> None:
+            if end is not None and epoch_idx + 1 >= end:
+                raise _StageEnds
+
+        try:
+            score, result = trainer.fit(
+                train_data, valid_data, verbose=verbose, saved=True,
+                show_progress=config["show_progress"] and verbose, callback_fn=after_evaluation,
+            )
+        except _StageEnds:
+            continue
+        return trainer, score, result
+    Path(trainer.last_model_file).unlink(missing_ok=True)
+    return trainer, trainer.best_valid_score, trainer.best_valid_result
 
 
 def _init_logger(config: GuiderConfig) -> None:

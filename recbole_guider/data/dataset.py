@@ -329,16 +329,21 @@ def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 # --- saved data sets ------------------------------------------------------------------------------------------
 
 
-def dataset_fingerprint(config: Any, *, loaders: bool = False) -> str:
-    """All that a built data set (or, with ``loaders``, a set of loaders) depends on, as comparable text."""
+def dataset_settings(config: Any, *, loaders: bool = False) -> dict[str, Any]:
+    """The settings that a built data set (or, with ``loaders``, a set of loaders) depends on."""
     keys = [*dataset_arguments, "dataset", "data_path", "seed", "repeatable", "encoding", "modalities"]
     if loaders:
         keys += ["eval_args", "train_batch_size", "eval_batch_size", "train_neg_sample_args", "MODEL_INPUT_TYPE"]
+    return {"settings": {key: config[key] for key in keys}, "noise": noise_of(config).model_dump()}
+
+
+def dataset_fingerprint(config: Any, *, loaders: bool = False) -> str:
+    """All that a built data set (or, with ``loaders``, a set of loaders) depends on, as comparable text."""
     folder = Path(config["data_path"])
     files = set(modality_files(config))
     files |= set(folder.glob(f"{config['dataset']}.*")) if folder.is_dir() else set()
     stats = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
-    state = {"settings": {key: config[key] for key in keys}, "noise": noise_of(config).model_dump(), "files": stats}
+    state = {**dataset_settings(config, loaders=loaders), "files": stats}
     return json.dumps(state, sort_keys=True, default=str, indent=1)
 
 
