@@ -23,7 +23,7 @@ _RECBOLE = tuple(
     for family in ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
 )
 #: Files of recbole_guider/model/ that hold what models are made of.
-_NOT_MODELS = {"__init__", "base", "guider"}
+_NOT_MODELS = {"__init__", "base", "denoised", "guider"}
 
 
 class ModelInfo(NamedTuple):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from recbole_guider.amsc import Calibration
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
 from recbole_guider.checkpoint import PlainCheckpoints
+from recbole_guider.denoising.training import DenoisingTraining
 from recbole_guider.errors import GuiderError
 
 #: What the three numbers of a GUIDER epoch are called in logs, bars and TensorBoard.
@@ -302,8 +303,15 @@ def _with(mixin: type, trainer: type) -> type:
 
 
 def trainer_class(config: Any) -> type:
-    """The trainer of a run: RecBole's choice for the backbone, with GUIDER's training where its block is on."""
+    """The trainer of a run: RecBole's choice for the backbone, with GUIDER's or a denoising method's training."""
     trainer = get_trainer(config["MODEL_TYPE"], config["backbone"])
+    if config.denoising_settings is not None:
+        if trainer is not Trainer:
+            raise GuiderError(
+                f"denoising is {config.denoising_settings.method}: {config['backbone']} has a trainer of its own "
+                f"({trainer.__name__}), which a method cannot change."
+            )
+        return _with(DenoisingTraining, trainer)
     if config.guider_settings is None:
         return _with(PlainCheckpoints, trainer)
     return GuiderTrainer if trainer is Trainer else _with(GuiderTraining, trainer)

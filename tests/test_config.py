@@ -20,7 +20,7 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.settings import GuiderSettings
 
 #: What this package adds to RecBole's entries.
-OURS = {"guider", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise"}
+OURS = {"guider", "denoising", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise"}
 
 
 def make(*command_line: str, model="FREEDOM", dataset="toy", files=None, **config_dict) -> GuiderConfig:

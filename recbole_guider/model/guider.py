@@ -24,6 +24,7 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.losses import dbpr_loss, soft_negative
 from recbole_guider.model.base import Encoding, FactorisedRecommender, factorised_encoding, scores_factorise
 from recbole_guider.model.fast_lightgcn import FastLightGCN
+from recbole_guider.profiles import Profiles
 from recbole_guider.settings import DBPRSettings, GuiderSettings
 
 #: RecBole models that this package computes faster, with the same parameters, loss and scores.
@@ -70,7 +71,7 @@ class Guider(FactorisedRecommender):
         for name in ("negatives", "eta", "users", "candidates"):
             # one stream each, and none of them the one that draws initial values
             self.generator(name, seed=seed + 1 + sum(map(ord, name)))
-        self.profiles = _Profiles(
+        self.profiles = Profiles(
             dataset.inter_feat[dataset.uid_field].numpy(),
             dataset.inter_feat[dataset.iid_field].numpy(),
             self.n_users,
@@ -92,7 +93,7 @@ class Guider(FactorisedRecommender):
             users, items: int ``[nnz]``, RecBole's ids of the training pairs.
             is_clean: bool ``[nnz]``.
         """
-        self.true_profiles = _Profiles(users[is_clean], items[is_clean], self.n_users, self.n_items)
+        self.true_profiles = Profiles(users[is_clean], items[is_clean], self.n_users, self.n_items)
 
     @torch.no_grad()
     def freeze_teacher(self) -> None:
@@ -301,50 +302,6 @@ class Guider(FactorisedRecommender):
         if self.student_factorises or self._teacher_scores:
             return super().full_sort_predict(interaction)
         return self.student.full_sort_predict(interaction)
-
-
-class _Profiles:
-    """Who has which item, for set questions about whole batches."""
-
-    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
-        self.items, self.start = _grouped(items, users, n_users)
-        self.users, self.item_start = _grouped(users, items, n_items)
-
-    def among(self, users: np.ndarray, candidates: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Where in ``[B, N]`` candidate n is an item of user b: rows and columns, int64.
-
-        O(users of the candidates + hits), whatever the length of the profiles.
-        """
-        length = self.item_start[candidates + 1] - self.item_start[candidates]
-        columns = np.repeat(np.arange(len(candidates)), length)
-        owners = self.users[_ranges(self.item_start[candidates], length)]
-        # the rows of the batch that each owner stands in: none, one or several
-        order = np.argsort(users, kind="stable")
-        first = np.searchsorted(users, owners, side="left", sorter=order)
-        count = np.searchsorted(users, owners, side="right", sorter=order) - first
-        rows = order[_ranges(first, count)]
-        return torch.from_numpy(rows), torch.from_numpy(np.repeat(columns, count))
-
-    def draw(self, users: np.ndarray, generator: torch.Generator) -> Tensor:
-        """int64 ``[M]``: one random item of each user, -1 where a user has none."""
-        length = torch.from_numpy(self.start[users + 1] - self.start[users])
-        offset = (torch.rand(len(users), generator=generator, dtype=torch.float64) * length).long()
-        drawn = torch.full((len(users),), -1, dtype=torch.long)
-        some = length > 0
-        drawn[some] = torch.from_numpy(self.items)[(torch.from_numpy(self.start[users]) + offset)[some]].long()
-        return drawn
-
-
-def _grouped(values: np.ndarray, groups: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """``values`` sorted by group, and where each group starts ``[n_groups + 1]``."""
-    start = np.zeros(n_groups + 1, dtype=np.int64)
-    np.cumsum(np.bincount(groups, minlength=n_groups), out=start[1:])
-    return values[np.argsort(groups, kind="stable")], start
-
-
-def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
-    return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
 
 
 def _encode(model: nn.Module) -> Encoding:

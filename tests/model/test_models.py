@@ -20,7 +20,7 @@ from recbole_guider.losses import dbpr_loss
 from recbole_guider.model.base import factorised_encoding, scores_factorise
 from recbole_guider.model.fast_lightgcn import FastLightGCN
 from recbole_guider.model.freedom import FREEDOM
-from recbole_guider.model.guider import _Profiles
+from recbole_guider.profiles import Profiles
 
 
 def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
@@ -170,7 +170,7 @@ def test_which_models_factorise(toy: dict[str, Any]) -> None:
 def test_membership_and_drawing_against_sets() -> None:
     rng = np.random.default_rng(0)
     users, items = rng.integers(1, 30, 300), rng.integers(1, 50, 300)
-    profiles = _Profiles(users, items, 31, 51)
+    profiles = Profiles(users, items, 31, 51)
     owned = set(zip(users.tolist(), items.tolist(), strict=True))
     batch, candidates = rng.integers(1, 30, 64), np.unique(rng.integers(1, 50, 25))
     rows, columns = profiles.among(batch, candidates)

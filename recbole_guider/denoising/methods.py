@@ -1,0 +1,14 @@
+"""From a method's name to its class."""
+
+from __future__ import annotations
+
+from recbole_guider.denoising.base import DenoisingMethod, Plain
+from recbole_guider.denoising.reweighted import Reweighted
+from recbole_guider.denoising.truncated import Truncated
+
+METHODS: dict[str, type[DenoisingMethod]] = {
+    "none": Plain,
+    "t-ce": Truncated,
+    "r-ce": Reweighted,
+    "t-bpr": Truncated,
+}

@@ -1,0 +1,56 @@
+"""Who has which item, for set questions about whole batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Profiles:
+    """The items of every user and the users of every item, of a set of interactions.
+
+    Args:
+        users, items: int ``[nnz]``, ids below ``n_users`` and ``n_items``.
+        n_users, n_items: sizes of the two catalogues.
+    """
+
+    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
+        self.items, self.start = _grouped(items, users, n_users)
+        self.users, self.item_start = _grouped(users, items, n_items)
+
+    def among(self, users: np.ndarray, candidates: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Where in ``[B, N]`` candidate n is an item of user b: rows and columns, int64.
+
+        O(users of the candidates + hits), whatever the length of the profiles.
+        """
+        length = self.item_start[candidates + 1] - self.item_start[candidates]
+        columns = np.repeat(np.arange(len(candidates)), length)
+        owners = self.users[_ranges(self.item_start[candidates], length)]
+        # the rows of the batch that each owner stands in: none, one or several
+        order = np.argsort(users, kind="stable")
+        first = np.searchsorted(users, owners, side="left", sorter=order)
+        count = np.searchsorted(users, owners, side="right", sorter=order) - first
+        rows = order[_ranges(first, count)]
+        return torch.from_numpy(rows), torch.from_numpy(np.repeat(columns, count))
+
+    def draw(self, users: np.ndarray, generator: torch.Generator) -> Tensor:
+        """int64 ``[M]``: one random item of each user, -1 where a user has none."""
+        length = torch.from_numpy(self.start[users + 1] - self.start[users])
+        offset = (torch.rand(len(users), generator=generator, dtype=torch.float64) * length).long()
+        drawn = torch.full((len(users),), -1, dtype=torch.long)
+        some = length > 0
+        drawn[some] = torch.from_numpy(self.items)[(torch.from_numpy(self.start[users]) + offset)[some]].long()
+        return drawn
+
+
+def _grouped(values: np.ndarray, groups: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """``values`` sorted by group, and where each group starts ``[n_groups + 1]``."""
+    start = np.zeros(n_groups + 1, dtype=np.int64)
+    np.cumsum(np.bincount(groups, minlength=n_groups), out=start[1:])
+    return values[np.argsort(groups, kind="stable")], start
+
+
+def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
+    return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
