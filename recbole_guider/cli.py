@@ -113,6 +113,25 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")
 
 
+# -- noise --------------------------------------------------------------------------------------------------------
+
+
+def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
+    parser.add_argument("--config_files", default=None, help="property files, separated by spaces")
+    parser.add_argument("--to", required=True, help="the folder to write <name>/ and <name>.yaml into")
+    parser.add_argument("--name", help="the noisy copy's name (default: <dataset>-noisy)")
+
+
+def _noise(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from recbole_guider.data.noisy_copy import write_noisy_copy
+
+    files = arguments.config_files.split() if arguments.config_files else []
+    written = write_noisy_copy(arguments.dataset, files, rest, arguments.to, arguments.name)
+    print(f"wrote the folder {written.with_suffix('')} and {written}")
+    print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")
+
+
 COMMANDS = {
     "run": Command(
         "train and test a model", add_run_arguments, _run, takes_settings=True,
@@ -124,5 +143,18 @@ Every setting of RecBole and of GUIDER can follow as --key=value, nested ones wi
     ),
     "convert": Command(
         "turn a folder of interactions and features into a data set", _add_convert_arguments, _convert
+    ),
+    "noise": Command(
+        "write a noisy copy of a data set, with the injected pairs recorded", _add_noise_arguments, _noise,
+        takes_settings=True,
+        description="Write a noisy copy of a data set: its splits as RecBole's atomic files, with noise in the\n"
+        "training split only, and the content of its items. The injected and deleted pairs are recorded beside it.",
+        epilog="""\
+What is done to the data is said by the settings of the noise block, which follow as --key=value:
+  --noise.interactions=0.2 --noise.items=clickbait     add pairs (also: noise.users, noise.clickbait_items)
+  --noise.deleted=0.2                                  take pairs out
+  --noise.features=0.1 --noise.gaussian.image=0.1      shuffle features between items, make them Gaussian noise
+  --noise.seed=1
+""",
     ),
 }

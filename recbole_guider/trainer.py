@@ -20,6 +20,7 @@ from recbole_guider.amsc import Calibration
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
 from recbole_guider.checkpoint import PlainCheckpoints
 from recbole_guider.denoising.training import DenoisingTraining
+from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
 
 #: What the three numbers of a GUIDER epoch are called in logs, bars and TensorBoard.
@@ -138,7 +139,7 @@ class GuiderTraining(PlainCheckpoints):
         start = time()
         self.calibration = calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
         self.clean_probability = torch.from_numpy(np.asarray(self.calibration.clean_probability, dtype=np.float32))
-        self.calibration_summary = summary(self.calibration)
+        self.calibration_summary = summary(self.calibration, dataset)
         self._log_calibration(time() - start)
 
     def _apply_calibration(self, dataset: Any) -> None:
@@ -162,6 +163,8 @@ class GuiderTraining(PlainCheckpoints):
             + f" [{set_color('time', 'blue')}: {seconds:.2f}s] noise rate {found['noise_rate']:.3f}, "
             + f"{found['n_true']} true and {found['n_false']} false interactions, modality weights: {weights or 'none'}"
         )
+        if found["detection"] is not None:
+            self.logger.info(set_color("AMSC", "green") + " " + detection_line(found["detection"]))
 
     # -- epochs ---------------------------------------------------------------------------------------------------
 
