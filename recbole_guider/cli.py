@@ -132,6 +132,42 @@ def _noise(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")
 
 
+# -- benchmark ----------------------------------------------------------------------------------------------------
+
+
+def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", help="YAML file: datasets, models, methods, noise, seeds")
+    parser.add_argument("--data", help="folder of <dataset>.yaml, for data sets whose spec names no files")
+    parser.add_argument("--out", help="folder of the results (default: <spec>-results)")
+    parser.add_argument("--workers", type=int, default=1,
+                        help="runs at a time, each a process with one thread; 0: in this process (default: 1)")
+    parser.add_argument("--report-only", action="store_true", help="run nothing; report what is finished")
+
+
+def _benchmark(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pathlib import Path
+
+    from recbole_guider.benchmark.report import write_report
+    from recbole_guider.benchmark.runner import run_benchmark, write_results
+    from recbole_guider.benchmark.spec import read_spec
+
+    spec = read_spec(arguments.spec, arguments.data)
+    folder = Path(arguments.out or f"{Path(arguments.spec).stem}-results")
+    failures = []
+    if arguments.report_only:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results(spec, folder)
+    else:
+        failures = run_benchmark(spec, folder, arguments.workers)
+    for written in (folder / "results.csv", *write_report(spec, folder)):
+        print(f"wrote {written}")
+    if failures:
+        raise GuiderError(
+            f"{len(failures)} of {len(spec.cells)} runs failed; see {folder / 'failures'}. The same command tries them "
+            f"again."
+        )
+
+
 COMMANDS = {
     "run": Command(
         "train and test a model", add_run_arguments, _run, takes_settings=True,
@@ -155,6 +191,15 @@ What is done to the data is said by the settings of the noise block, which follo
   --noise.deleted=0.2                                  take pairs out
   --noise.features=0.1 --noise.gaussian.image=0.1      shuffle features between items, make them Gaussian noise
   --noise.seed=1
+""",
+    ),
+    "benchmark": Command(
+        "compare models, methods, data sets and noise over seeds", _add_benchmark_arguments, _benchmark,
+        description="Run models x methods x data sets x noise x seeds, one CSV row a run, and report means,\n"
+        "deviations, paired tests and robustness curves as markdown and as a page with plots.",
+        epilog="""\
+A killed benchmark continues with the same command: finished runs are kept. benchmarks/specs/ has specs, and
+docs/benchmark.md says what may stand in one.
 """,
     ),
 }

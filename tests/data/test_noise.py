@@ -184,9 +184,8 @@ def test_gaussian_features_keep_place_and_scale():
     assert changed[present].sum() == round(0.5 * present.sum()) and not changed[0]
     absent = ~present
     absent[0] = False  # a missing row holds the mean of those that are there
-    np.testing.assert_allclose(
-        noisy["image"].values[absent], np.tile(noisy["image"].values[present].mean(axis=0), (absent.sum(), 1)), atol=1e-4
-    )
+    mean = noisy["image"].values[present].mean(axis=0)
+    np.testing.assert_allclose(noisy["image"].values[absent], np.tile(mean, (absent.sum(), 1)), atol=1e-4)
     changed &= present
     rows = noisy["image"].values[changed]
     np.testing.assert_allclose(rows.mean(axis=0), values[present].mean(axis=0), atol=0.8)
