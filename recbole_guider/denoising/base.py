@@ -158,6 +158,7 @@ class Context:
         dataset: the training part of the data set.
         users, items: int64 [nnz] on the CPU, the training interactions in the order of ``Sample.interactions``.
         n_users, n_items: sizes of the backbone's matrices, RecBole's padding row included.
+        width: columns of the backbone's matrices, for methods that need some (``needs_matrices``); else 0.
         model: the denoised model; ``model.observe(interaction)`` gives a :class:`Sample` and the backbone's other loss.
         recommender: the backbone.
     """
@@ -169,6 +170,7 @@ class Context:
     items: Tensor
     n_users: int
     n_items: int
+    width: int
     model: Any
     recommender: nn.Module
 

@@ -85,8 +85,8 @@ class BOD(DenoisingMethod):
     Inner: ranking on weighted scores + weighted alignment + 0.5 uniformity, the weights detached. Outer, one step after
     an epoch on a random batch: the generator minimises :func:`gradient_matching` between the gradients of the weighted
     ranking and of the weighted alignment by the backbone's parameters. The authors' code weighs the positive of the
-    outer ranking by ``MLP[u; u]``; here it is ``MLP[u; i]``, as in the inner loop and in the paper. Their L2 term of the
-    outer loss does not depend on the generator and is left out.
+    outer ranking by ``MLP[u; u]``; here it is ``MLP[u; i]``, as in the inner loop and in the paper. Their L2 term of
+    the outer loss does not depend on the generator and is left out.
     """
 
     uses_matrices = needs_matrices = True
@@ -94,9 +94,7 @@ class BOD(DenoisingMethod):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.options = cast(BODSettings, context.settings)
-        with torch.no_grad():
-            size = context.model.matrices_of(context.recommender).users.shape[1]
-        self.generator_network = WeightGenerator(size, self.options.hidden)
+        self.generator_network = WeightGenerator(context.width, self.options.hidden)
         self.negatives = NegativeSampler(context)
         self.generator("outer", context.config["seed"] + 11)
         self.generator("outer negatives", context.config["seed"] + 12)

@@ -30,7 +30,8 @@ class NegativeSampler:
         items = torch.randint(1, self.context.n_items, (len(users),), generator=generator)
         for _ in range(100):
             keys = (users * self.context.n_items + items).numpy()
-            again = torch.from_numpy(self.owned[np.searchsorted(self.owned, keys).clip(max=len(self.owned) - 1)] == keys)
+            nearest = self.owned[np.searchsorted(self.owned, keys).clip(max=len(self.owned) - 1)]
+            again = torch.from_numpy(nearest == keys)
             if not again.any():
                 break
             items[again] = torch.randint(1, self.context.n_items, (int(again.sum()),), generator=generator)

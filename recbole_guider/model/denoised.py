@@ -9,6 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender.convncf import ConvNCFBPRLoss
 from recbole.model.loss import BPRLoss
+from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -66,10 +67,22 @@ class Denoised(FactorisedRecommender):
         self.generator("shared negatives", config["seed"] + 1)
         users, items = (dataset.inter_feat[field] for field in (dataset.uid_field, dataset.iid_field))
         self.profiles = Profiles(users.numpy(), items.numpy(), self.n_users, self.n_items)
+        #: whether the loader gives pairs of an observed and a sampled item, or pairs with a label
+        self.pairwise = self.backbone.input_type == InputType.PAIRWISE  # type: ignore[attr-defined]  # RecBole's
+        width = self._matrix_width() if method.needs_matrices else 0
         self.method = method(
-            Context(self.settings, config, dataset, users.long(), items.long(), self.n_users, self.n_items, self,
-                    self.recommender)
+            Context(self.settings, config, dataset, users.long(), items.long(), self.n_users, self.n_items, width,
+                    self, self.recommender)
         )
+
+    @torch.no_grad()
+    def _matrix_width(self) -> int:
+        self.recommender.to(self.device)  # where its constants are already
+        self.recommender.eval()  # draws nothing
+        encoding = factorised_encoding(self.recommender)
+        self.recommender.train()
+        assert encoding is not None
+        return encoding.users.shape[1]
 
     # -- training -------------------------------------------------------------------------------------------------
 
