@@ -19,6 +19,7 @@ REQUIREMENTS = [
     "pyarrow>=12,<18",
     "ray[data,tune]==2.6.3",
     "setuptools<82",  # ray 2.6.3 imports pkg_resources
+    "plotly>=5",
     "pot>=0.9.4",
     "pydantic>=2.7",
     "pyyaml>=6",

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from recbole_guider.amsc import calibrate
 from recbole_guider.data.noise import inject_interactions
+from recbole_guider.detection import detection_figures, detection_report
 from recbole_guider.settings import CalibrationSettings
 
 COLUMNS = ["data", "protocol", "ratio", "seed", "method", "auroc", "average_precision", "precision", "estimated"]
@@ -72,36 +72,11 @@ def noisy_training_pairs(
     return np.concatenate([users, added_users]), np.concatenate([items, added_items]), is_noise
 
 
-def figures(suspicion: np.ndarray, is_noise: np.ndarray) -> dict[str, float]:
-    """AUROC, average precision and precision at the injected count of a score that is high for noise."""
-    count = int(is_noise.sum())
-    if not 0 < count < len(is_noise):
-        return {"auroc": np.nan, "average_precision": np.nan, "precision": np.nan}
-    # Ties at the cut share the places that are left.
-    cut = np.partition(suspicion, len(suspicion) - count)[len(suspicion) - count]
-    above, tied = suspicion > cut, suspicion == cut
-    hits = is_noise[above].sum() + is_noise[tied].mean() * (count - above.sum())
-    return {
-        "auroc": float(roc_auc_score(is_noise, suspicion)),
-        "average_precision": float(average_precision_score(is_noise, suspicion)),
-        "precision": float(hits / count),
-    }
-
-
-def worst_group(degree: np.ndarray, flagged: np.ndarray, is_noise: np.ndarray, groups: int = 5) -> float:
-    """Largest (share flagged) / (share of noise) over groups of pairs of about equal size by ``degree``."""
-    edges = np.unique(np.quantile(degree, np.linspace(0, 1, groups + 1)[1:-1]))
-    group = np.searchsorted(edges, degree, side="right")
-    pairs = [(flagged[group == g].mean(), is_noise[group == g].mean()) for g in np.unique(group)]
-    return max((share / true for share, true in pairs if true > 0), default=float("nan"))
-
-
 def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
     """One row for each seed and method."""
     interactions, n_users, n_items, features = read_folder(folder)
     for seed in args.seeds:
         users, items, noise = noisy_training_pairs(interactions, n_users, n_items, args.ratio, seed, args.uniform)
-        activity, popularity = np.bincount(users, minlength=n_users)[users], np.bincount(items)[items]
         common = {"data": folder.name, "ratio": args.ratio, "seed": seed, "injected": noise.mean()}
         for behaviour in (True, False):
             settings = CalibrationSettings(
@@ -110,24 +85,19 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
             start = time.process_time()
             result = calibrate(users, items, features, n_users=n_users, n_items=n_items, settings=settings, seed=seed)
             seconds = time.process_time() - start
-            flagged = np.zeros(len(users), dtype=bool)
-            # As many as were injected, so that the groups compare at the true rate.
-            flagged[np.argsort(result.clean_probability, kind="stable")[: int(noise.sum())]] = True
             yield (
                 common
-                | figures(-result.clean_probability, noise)
+                | detection_report(-result.clean_probability, noise, users, items)
                 | {
                     "protocol": "uniform" if args.uniform else "activity x popularity",
                     "method": ("content + behaviour" if behaviour else "content") + (" (plain)" if args.plain else ""),
                     "estimated": result.noise_rate,
-                    "popularity_flags": worst_group(popularity, flagged, noise),
-                    "activity_flags": worst_group(activity, flagged, noise),
                     "cpu_seconds": seconds,
                 }
             )
         users, items, noise = noisy_training_pairs(interactions, n_users, n_items, args.ratio, seed, True)
         size = np.bincount(users, minlength=n_users)[users]
-        yield common | figures(-size, noise) | {"protocol": "uniform", "method": "profile size alone"}
+        yield common | detection_figures(-size, noise) | {"protocol": "uniform", "method": "profile size alone"}
 
 
 def table(rows: pd.DataFrame) -> str:

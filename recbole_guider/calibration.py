@@ -10,6 +10,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_guider.amsc import Calibration, calibrate
 from recbole_guider.data.features import require_content
+from recbole_guider.detection import detection_report
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import GuiderSettings
 
@@ -70,11 +71,21 @@ def attach(dataset: Any, clean_probability: torch.Tensor) -> None:
     dataset.inter_feat.update(Interaction({CLEAN_PROBABILITY: clean_probability}))
 
 
-def summary(calibration: Calibration) -> dict[str, Any]:
-    """What a run reports of its calibration: noise rate, modality weights, numbers of true and false interactions."""
+def summary(calibration: Calibration, dataset: Any) -> dict[str, Any]:
+    """What a run reports of its calibration: noise rate, modality weights, numbers of true and false interactions.
+
+    Where the training set knows which of its interactions are injected noise, ``detection`` says how well they were
+    found (:func:`~recbole_guider.detection.detection_report`); else it is None.
+    """
+    injected = dataset.is_injected
+    detection = None
+    if injected.any():
+        users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
+        detection = detection_report(-np.asarray(calibration.clean_probability), injected, users, items)
     return {
         "noise_rate": float(calibration.noise_rate),
         "modality_weights": {name: float(weight) for name, weight in calibration.modality_weights.items()},
         "n_true": int(calibration.is_clean.sum()),
         "n_false": int((~calibration.is_clean).sum()),
+        "detection": detection,
     }

@@ -183,6 +183,61 @@ def _models(arguments: argparse.Namespace, rest: list[str]) -> None:
         print(tabulate(models, headers=ModelInfo._fields, tablefmt="simple"))
 
 
+# -- noise --------------------------------------------------------------------------------------------------------
+
+
+def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
+    parser.add_argument("--config_files", default=None, help="property files, separated by spaces")
+    parser.add_argument("--to", required=True, help="the folder to write <name>/ and <name>.yaml into")
+    parser.add_argument("--name", help="the noisy copy's name (default: <dataset>-noisy)")
+
+
+def _noise(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from recbole_guider.data.noisy_copy import write_noisy_copy
+
+    files = arguments.config_files.split() if arguments.config_files else []
+    written = write_noisy_copy(arguments.dataset, files, rest, arguments.to, arguments.name)
+    print(f"wrote the folder {written.with_suffix('')} and {written}")
+    print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")
+
+
+# -- benchmark ----------------------------------------------------------------------------------------------------
+
+
+def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", help="YAML file: datasets, models, methods, noise, seeds")
+    parser.add_argument("--data", help="folder of <dataset>.yaml, for data sets whose spec names no files")
+    parser.add_argument("--out", help="folder of the results (default: <spec>-results)")
+    parser.add_argument("--workers", type=int, default=1,
+                        help="runs at a time, each a process with one thread; 0: in this process (default: 1)")
+    parser.add_argument("--report-only", action="store_true", help="run nothing; report what is finished")
+
+
+def _benchmark(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from pathlib import Path
+
+    from recbole_guider.benchmark.report import write_report
+    from recbole_guider.benchmark.runner import run_benchmark, write_results
+    from recbole_guider.benchmark.spec import read_spec
+
+    spec = read_spec(arguments.spec, arguments.data)
+    folder = Path(arguments.out or f"{Path(arguments.spec).stem}-results")
+    failures = []
+    if arguments.report_only:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_results(spec, folder)
+    else:
+        failures = run_benchmark(spec, folder, arguments.workers)
+    for written in (folder / "results.csv", *write_report(spec, folder)):
+        print(f"wrote {written}")
+    if failures:
+        raise GuiderError(
+            f"{len(failures)} of {len(spec.cells)} runs failed; see {folder / 'failures'}. The same command tries them "
+            f"again."
+        )
+
+
 COMMANDS = {
     "run": Command(
         "train and test a model", add_run_arguments, _run, takes_settings=True,
@@ -214,6 +269,28 @@ Every name can be given as --model; GUIDER_<name> is the denoised model, except 
   modalities    any: reads the items' content, whatever modalities there are; none: reads none
   distillation  factorised: over the whole catalogue, from two matrices; rows: over the whole catalogue, from score
                 rows; candidates: over items drawn for each batch; none: it is not trained by gradients
+""",
+    ),
+    "noise": Command(
+        "write a noisy copy of a data set, with the injected pairs recorded", _add_noise_arguments, _noise,
+        takes_settings=True,
+        description="Write a noisy copy of a data set: its splits as RecBole's atomic files, with noise in the\n"
+        "training split only, and the content of its items. The injected and deleted pairs are recorded beside it.",
+        epilog="""\
+What is done to the data is said by the settings of the noise block, which follow as --key=value:
+  --noise.interactions=0.2 --noise.items=clickbait     add pairs (also: noise.users, noise.clickbait_items)
+  --noise.deleted=0.2                                  take pairs out
+  --noise.features=0.1 --noise.gaussian.image=0.1      shuffle features between items, make them Gaussian noise
+  --noise.seed=1
+""",
+    ),
+    "benchmark": Command(
+        "compare models, methods, data sets and noise over seeds", _add_benchmark_arguments, _benchmark,
+        description="Run models x methods x data sets x noise x seeds, one CSV row a run, and report means,\n"
+        "deviations, paired tests and robustness curves as markdown and as a page with plots.",
+        epilog="""\
+A killed benchmark continues with the same command: finished runs are kept. benchmarks/specs/ has specs, and
+docs/benchmark.md says what may stand in one.
 """,
     ),
 }

@@ -21,13 +21,14 @@ import yaml
 from recbole.config import Config
 
 from recbole_guider import compat
+from recbole_guider.denoising.settings import COMMON_KEYS, DenoisingSettings, expanded
 from recbole_guider.errors import GuiderError
 from recbole_guider.registry import PREFIX, backbone_class, check_trainable, get_model_class, guided, is_ours, know
 from recbole_guider.resources import dataset_configs_dir, properties_dir
 from recbole_guider.settings import GuiderSettings, MirrorGradientSettings
 
 #: Keys whose mappings are merged key by key over all sources; RecBole replaces other mappings as a whole.
-BLOCKS = ("guider", "modalities", "noise", "mirror_gradient")
+BLOCKS = ("guider", "modalities", "noise", "denoising", "mirror_gradient")
 
 #: Arguments of the launchers themselves (run_recbole_guider.py, recbole-guider), which are not settings.
 _LAUNCHER_FLAGS = {
@@ -73,7 +74,8 @@ class GuiderConfig(Config):
     Sources, each overriding the ones before: RecBole's defaults, this package's (``properties/overall.yaml``,
     ``properties/model/<Backbone>.yaml``, ``dataset_configs/<dataset>.yaml``), the user's files in their
     order, ``config_dict``, the command line. The blocks ``guider`` and ``modalities`` merge key by key; for
-    other keys a later value replaces an earlier one, as in RecBole. A dotted key (``guider.dbpr.eta``,
+    other keys a later value replaces an earlier one, as in RecBole. ``denoising`` merges key by key too, as
+    long as no later source names another method. A dotted key (``guider.dbpr.eta``,
     ``eval_args.mode``) sets one entry of a mapping, in every source. ``null`` removes an entry of
     ``modalities``.
 
@@ -100,6 +102,8 @@ class GuiderConfig(Config):
 
     #: The settings of the guider block, or None for the plain model.
     guider_settings: GuiderSettings | None
+    #: The settings of the denoising block, or None where there is none.
+    denoising_settings: DenoisingSettings | None
     # RecBole's, which has no annotations
     parameters: dict[str, list[str]]
     internal_config_dict: dict[str, Any]
@@ -136,8 +140,8 @@ class GuiderConfig(Config):
         # RecBole appends to its module-level lists, so that one configuration would show the keys of another
         self.parameters = {category: list(keys) for category, keys in self.parameters.items()}
         self.parameters["Guider"] = [
-            *("backbone", "guider", "modalities", "eval_mask", "noise", "mirror_gradient", "eval_memory_mb"),
-            *("device", "backend"),
+            *("backbone", "guider", "denoising", "modalities", "eval_mask", "noise", "mirror_gradient"),
+            *("eval_memory_mb", "device", "backend"),
         ]
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
@@ -207,6 +211,15 @@ class GuiderConfig(Config):
         self._backbone_class = backbone
         name, _, dataset_name = super()._get_model_and_dataset(backbone, dataset)
         self._backbone_name = name
+        self.denoising_settings = DenoisingSettings.from_block(self.external_config_dict.get("denoising"))
+        if self.denoising_settings is not None:
+            if self._guider_on:
+                raise GuiderError(
+                    f"denoising is {self.denoising_settings.method} and the guider block is on: each replaces what the "
+                    f"backbone learns from an interaction; switch one off (denoising: none, or guider: false)."
+                )
+            check_trainable(backbone, "a denoising method is for")
+            return name, _denoised(backbone), dataset_name
         if not self._guider_on:
             return name, backbone, dataset_name
         return PREFIX + name, guided(backbone), dataset_name
@@ -242,6 +255,7 @@ class GuiderConfig(Config):
 
     def _apply_settings(self, final: dict[str, Any]) -> None:
         """Validate ``guider``, ``eval_mask``, ``noise`` and ``mirror_gradient``, and complete them."""
+        final["denoising"] = False if self.denoising_settings is None else self.denoising_settings.to_dict()
         experiment = self._experiment()
         if not self._guider_on:
             self.guider_settings = None
@@ -481,8 +495,11 @@ class GuiderConfig(Config):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         know(self._backbone_class)
-        denoised = self.model.startswith(PREFIX) and self._guider_on
-        self.model_class = guided(self._backbone_class) if denoised else self._backbone_class
+        self.model_class = self._backbone_class
+        if self.model.startswith(PREFIX) and self._guider_on:
+            self.model_class = guided(self._backbone_class)
+        elif self.denoising_settings is not None:
+            self.model_class = _denoised(self._backbone_class)
 
 
 def is_our_run(
@@ -572,7 +589,8 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` overridden by ``update``, both untouched.
 
     Mappings under the keys in :data:`BLOCKS` merge key by key, at every depth; there, a mapping after False
-    switches the block on, and True after a mapping keeps it. Other values are replaced. A dotted key sets one
+    switches the block on, and True after a mapping keeps it. In ``denoising`` a name stands for ``{method: name}``,
+    and another method drops the parameters of the one before. Other values are replaced. A dotted key sets one
     entry of a mapping, and comes after the plain keys of the same ``update``.
 
     Raises:
@@ -584,12 +602,25 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
         if head in BLOCKS:
             if head == "guider" and isinstance(value, Mapping):
                 value = _expand(value)
-            merged[head] = _merge_block(merged.get(head), _nest(path, value))
+            value, before = _nest(path, value), merged.get(head)
+            if head == "denoising":
+                value, before = expanded(value), _of_same_method(before, expanded(value))
+            merged[head] = _merge_block(before, value)
         elif path:
             merged[head] = _with_entry(merged.get(head), path, value, key)
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+def _of_same_method(before: Any, value: Any) -> Any:
+    """What remains of an earlier ``denoising`` block: where another method is named, what all methods have."""
+    before = expanded(before)
+    if not isinstance(before, Mapping) or not isinstance(value, Mapping):
+        return before
+    if value.get("method", before.get("method")) == before.get("method"):
+        return before
+    return {key: before[key] for key in COMMON_KEYS if key in before}
 
 
 def _plain_keys_first(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
@@ -716,6 +747,13 @@ def _device_request(final: Mapping[str, Any]) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", request):
         raise GuiderError(f"device is {device!r}: it must be auto, cpu, cuda or cuda:N.")
     return request
+
+
+def _denoised(backbone: type) -> type:
+    # imported here: plain models need nothing of it
+    from recbole_guider.model.denoised import denoised_class
+
+    return denoised_class(backbone)
 
 
 def _model_properties(name: str) -> Path:

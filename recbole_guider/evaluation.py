@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.evaluator.base_metric import TopkMetric
+from recbole.evaluator.evaluator import Evaluator
 from recbole.utils import ModelType
 
 from recbole_guider.errors import GuiderError
@@ -117,3 +119,31 @@ def _check(protocol: str) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise GuiderError(f"eval_mask {protocol!r} does not exist{hint}; allowed: {', '.join(EVAL_MASKS)}.")
     return protocol
+
+
+class PerUserEvaluator(Evaluator):
+    """RecBole's evaluator that also keeps the top-k metrics of every user.
+
+    Attributes:
+        per_user: ``recall@20`` and so on -> float64 [users], of the latest evaluation, in the order of the loader's
+            ``uid_list``; the results are their means. Metrics that are no mean over users (coverage) are not in it.
+    """
+
+    per_user: dict[str, np.ndarray]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.per_user = {}
+        for metric in self.metric_class.values():
+            if isinstance(metric, TopkMetric):
+                metric.topk_result = self._keeping(metric)
+
+    def _keeping(self, metric: TopkMetric) -> Any:
+        result = metric.topk_result
+
+        def topk_result(name: str, value: np.ndarray) -> Any:
+            for k in metric.topk:
+                self.per_user[f"{name}@{k}"] = value[:, k - 1].astype(np.float64)
+            return result(name, value)
+
+        return topk_result

@@ -16,6 +16,7 @@ from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
 from recbole_guider.checkpoint import load
 from recbole_guider.config import GuiderConfig, read_yaml
 from recbole_guider.data.dataset import build_dataset, prepare_data
+from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
 from recbole_guider.trainer import trainer_class
 
@@ -41,7 +42,8 @@ def run_recbole_guider(
 
     Returns:
         RecBole's dict (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``) plus
-        ``calibration`` (``noise_rate``, ``modality_weights``, ``n_true``, ``n_false``; None for a plain model) and
+        ``calibration`` (``noise_rate``, ``modality_weights``, ``n_true``, ``n_false``,
+        ``detection`` of injected noise, if there is some; None for a plain model) and
         ``model_file`` (the checkpoint's path; None if not saved).
 
     Raises:
@@ -224,6 +226,8 @@ def _closing_table(config: GuiderConfig, result: Mapping[str, Any], training: fl
             f"calibration: noise rate {found['noise_rate']:.3f}, {found['n_true']} true and {found['n_false']} false "
             f"interactions"
         )
+        if found["detection"] is not None:
+            lines.append(f"detection:   {detection_line(found['detection'])}")
     lines.append(f"checkpoint:  {result['model_file'] or 'not saved'}")
     lines.append(f"time:        {training:.1f} s of training, {total:.1f} s in all")
     return "\n".join(lines)

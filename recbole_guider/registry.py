@@ -26,7 +26,7 @@ _RECBOLE = tuple(
     for family in ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
 )
 #: Files of recbole_guider/model/ that hold what models are made of.
-_NOT_MODELS = {"__init__", "base", "guider"}
+_NOT_MODELS = {"__init__", "base", "denoised", "guider"}
 #: RecBole's models that call themselves general recommenders and have nothing to train: they are solved when made.
 _SOLVED_WHEN_MADE = {"recbole.model.general_recommender.nceplrec.NCEPLRec"}
 

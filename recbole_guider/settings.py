@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -16,13 +16,16 @@ from recbole_guider.errors import GuiderError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+UnitInterval = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """A block of settings: typed, immutable, without unknown keys. The base of every block of this package."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class CalibrationSettings(_Settings):
+class CalibrationSettings(Settings):
     """``guider.calibration``: which interactions are clean (AMSC)."""
 
     method: Literal["amsc", "none"] = Field(default="amsc", description="none: every interaction counts as clean")
@@ -57,7 +60,7 @@ class CalibrationSettings(_Settings):
     )
 
 
-class DBPRSettings(_Settings):
+class DBPRSettings(Settings):
     """``guider.dbpr``: the teacher's loss."""
 
     form: Literal["pairwise", "softmax"] = Field(
@@ -76,7 +79,7 @@ class DBPRSettings(_Settings):
     )
 
 
-class DistillationSettings(_Settings):
+class DistillationSettings(Settings):
     """``guider.distillation``: what the student learns from the teacher."""
 
     objective: Literal["ot", "kl", "none"] = Field(
@@ -98,17 +101,33 @@ class DistillationSettings(_Settings):
     balance: Literal["fixed", "min_norm"] = Field(default="fixed", description="by weight, or by the losses' gradients")
 
 
-class NoiseSettings(_Settings):
-    """``guider.noise``: what an experiment injects into the training data."""
+class NoiseSettings(Settings):
+    """``guider.noise``, and ``noise`` for any model: what an experiment does to the training data."""
 
     interactions: NonNegative = Field(default=0.0, description="random pairs to add, as a share of the training pairs")
-    features: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
-        default=0.0, description="the share of items whose content features are shuffled"
+    users: Literal["activity", "uniform"] = Field(default="activity", description="how added pairs draw users")
+    items: Literal["popularity", "uniform", "clickbait"] = Field(
+        default="popularity", description="how added pairs draw items; clickbait: from few items only"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of both")
+    clickbait_items: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.01, description="the share of the catalogue that clickbait draws from"
+    )
+    deleted: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.0, description="the share of the training pairs that is taken out"
+    )
+    features: UnitInterval | dict[str, UnitInterval] = Field(
+        default=0.0, description="the share of items whose content features are shuffled; a number, or one per modality"
+    )
+    gaussian: UnitInterval | dict[str, UnitInterval] = Field(
+        default=0.0, description="the share of items whose content features become Gaussian noise; as above"
+    )
+    recorded: str | None = Field(
+        default=None, description="a file of training pairs that are known to be noise, to score their detection"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of all of it")
 
 
-class MirrorGradientSettings(_Settings):
+class MirrorGradientSettings(Settings):
     """``mirror_gradient``, a key of its own beside the ``guider`` block: every ``interval``-th batch takes a step down
     its loss and a smaller one back up. ``properties/overall.yaml`` shows the same keys and defaults.
     """
@@ -136,10 +155,7 @@ class MirrorGradientSettings(_Settings):
             raise GuiderError(
                 f"mirror_gradient is {block!r}: give true, null or a block of keys ({', '.join(cls.model_fields)})."
             )
-        try:
-            settings = cls.model_validate(_plain(block, cls))
-        except ValidationError as error:
-            raise GuiderError(_explain(error, cls, "mirror_gradient")) from None
+        settings = validated(cls, block, "mirror_gradient")
         if settings.beta >= settings.alpha:
             raise GuiderError(
                 f"mirror_gradient.beta is {settings.beta}: it must be below mirror_gradient.alpha, which is "
@@ -148,7 +164,7 @@ class MirrorGradientSettings(_Settings):
         return settings
 
 
-class GuiderSettings(_Settings):
+class GuiderSettings(Settings):
     """The whole ``guider`` block. Immutable; ``properties/guider.yaml`` shows the same keys and defaults."""
 
     variant: Literal["project", "released"] = Field(
@@ -196,14 +212,32 @@ class GuiderSettings(_Settings):
             raise GuiderError(
                 f"guider is {block!r}: give true, false or a block of keys ({', '.join(cls.model_fields)})."
             )
-        try:
-            return cls.model_validate(_plain(block, cls))
-        except ValidationError as error:
-            raise GuiderError(_explain(error, cls, "guider")) from None
+        return validated(cls, block, "guider")
 
     def to_dict(self) -> dict[str, Any]:
         """All keys with their values as plain Python, nested like the block."""
         return self.model_dump()
+
+
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
+
+
+def validated(schema: type[SomeSettings], block: Mapping[Any, Any], name: str) -> SomeSettings:
+    """The settings that ``block`` stands for, the others at their defaults.
+
+    Args:
+        schema: the class of the settings.
+        block: any part of its keys.
+        name: what the block is called in messages.
+
+    Raises:
+        GuiderError: a key that does not exist, a value of another type or out of range; the message names the dotted
+            key, the value and what is allowed.
+    """
+    try:
+        return schema.model_validate(_plain(block, schema))
+    except ValidationError as error:
+        raise GuiderError(_explain(error, schema, name)) from None
 
 
 def _plain(block: Mapping[Any, Any], model: type[BaseModel] | None) -> dict[Any, Any]:
@@ -238,16 +272,16 @@ def _dotted_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _dotted_keys(nested, f"{prefix}.{name}")
 
 
-def _explain(error: ValidationError, settings: type[BaseModel], name: str) -> str:
-    """One sentence for the first mistake in the block ``name``; an unknown key comes before a value that is wrong."""
+def _explain(error: ValidationError, schema: type[BaseModel], name: str) -> str:
+    """One sentence for the first mistake; a key that does not exist comes before a value that is wrong."""
     mistakes = error.errors(include_url=False, include_context=False)
     mistake = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
-    model = settings
+    model = schema
     path = [name]
     for part in mistake["loc"]:
         path.append(str(part))
         if part not in model.model_fields:
-            return _explain_unknown(".".join(path), model, _dotted_keys(settings, name))
+            return _explain_unknown(".".join(path), model, schema, name)
         field = model.model_fields[str(part)]
         nested = _nested(field)
         if nested is None:
@@ -260,13 +294,13 @@ def _explain(error: ValidationError, settings: type[BaseModel], name: str) -> st
     return f"{'.'.join(path)} is {value!r}: it must be {_allowed(field.annotation, field.metadata)}."
 
 
-def _explain_unknown(key: str, model: type[BaseModel], others: Iterable[str]) -> str:
+def _explain_unknown(key: str, model: type[BaseModel], schema: type[BaseModel], root: str) -> str:
     block, _, leaf = key.rpartition(".")
     # the names of the same block first, then those of all blocks
     known = {name: f"{block}.{name}" for name in model.model_fields}
     near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
     if not near:
-        known = {other.rpartition(".")[2]: other for other in others}
+        known = {other.rpartition(".")[2]: other for other in _dotted_keys(schema, root)}
         near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
     guess = f"; did you mean {known[near[0]]}?" if near else "."
     return f"{key} is not a setting{guess} Allowed: {', '.join(model.model_fields)}."

@@ -22,6 +22,8 @@ from tqdm import tqdm
 from recbole_guider.amsc import Calibration
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
 from recbole_guider.checkpoint import PlainCheckpoints, load_optimizers, optimizer_states
+from recbole_guider.denoising.training import DenoisingTraining
+from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
 from recbole_guider.mirror_gradient import MirrorGradientTrainer
 from recbole_guider.registry import PREFIX
@@ -153,7 +155,7 @@ class GuiderTraining(PlainCheckpoints):
             return
         self.calibration = calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
         self.clean_probability = torch.from_numpy(np.asarray(self.calibration.clean_probability, dtype=np.float32))
-        self.calibration_summary = summary(self.calibration)
+        self.calibration_summary = summary(self.calibration, dataset)
         self._log_calibration(time() - start)
 
     def _apply_calibration(self, dataset: Any) -> None:
@@ -177,6 +179,8 @@ class GuiderTraining(PlainCheckpoints):
             + f" [{set_color('time', 'blue')}: {seconds:.2f}s] noise rate {found['noise_rate']:.3f}, "
             + f"{found['n_true']} true and {found['n_false']} false interactions, modality weights: {weights or 'none'}"
         )
+        if found["detection"] is not None:
+            self.logger.info(set_color("AMSC", "green") + " " + detection_line(found["detection"]))
 
     # -- epochs ---------------------------------------------------------------------------------------------------
 
@@ -365,7 +369,15 @@ def _with(mixin: type, trainer: type) -> type:
 
 
 def trainer_class(config: Any) -> type:
-    """The trainer of a run: RecBole's choice for the backbone, with GUIDER's training where its block is on."""
+    """The trainer of a run: RecBole's choice for the backbone, with GUIDER's or a denoising method's training."""
+    if config.denoising_settings is not None:
+        trainer = inspect.unwrap(get_trainer)(config["MODEL_TYPE"], config["backbone"])
+        if trainer is not Trainer:
+            raise GuiderError(
+                f"denoising is {config.denoising_settings.method}: {config['backbone']} has a trainer of its own "
+                f"({trainer.__name__}), which a method cannot change."
+            )
+        return _with(DenoisingTraining, trainer)
     return _trainer(config["MODEL_TYPE"], config["backbone"], config.guider_settings is not None)
 
 

@@ -20,7 +20,8 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.settings import GuiderSettings
 
 #: What this package adds to RecBole's entries.
-OURS = {"guider", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise", "mirror_gradient"}
+OURS = {"guider", "denoising", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise"}
+OURS |= {"mirror_gradient"}
 
 
 def make(*command_line: str, model="FREEDOM", dataset="toy", files=None, **config_dict) -> GuiderConfig:

@@ -26,7 +26,7 @@ from recbole.utils import FeatureType, ModelType
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_guider.data.features import ItemFeatures, load_item_features, modality_files
-from recbole_guider.data.noise import inject_interactions, shuffle_features
+from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import apply_eval_mask, batch_by_memory
 from recbole_guider.settings import GuiderSettings, NoiseSettings
@@ -42,7 +42,8 @@ class GuiderDataset(Dataset):
         item_features: dict name -> :class:`~recbole_guider.data.features.ItemFeatures`, aligned to the internal item
             ids; read at first use, then shared by all copies (the splits).
         is_injected: bool [number of interactions], True where the interaction is noise that
-            ``noise.interactions`` added. Follows every sorting and shuffling.
+            ``noise.interactions`` added or ``noise.recorded`` names. Follows every sorting and shuffling.
+        deleted_pairs: int64 [2, number], users and items of the training pairs that ``noise.deleted`` took out.
     """
 
     def _get_preset(self) -> None:
@@ -50,6 +51,7 @@ class GuiderDataset(Dataset):
         self._content: dict[str, Any] = {}  # one object for all copies
         self._atomic: dict[str, _AtomicFeature] = {}
         self._injected_keys = np.zeros(0, dtype=np.int64)
+        self.deleted_pairs = np.zeros((2, 0), dtype=np.int64)
 
     def _remap_ID_all(self) -> None:
         """Drop feature rows of unknown items before they get an id, and keep the raw values.
@@ -123,9 +125,8 @@ class GuiderDataset(Dataset):
         if "features" not in self._content:
             features = load_item_features(self.config, self)
             noise = noise_of(self.config)
-            if noise.features > 0:
-                features = shuffle_features(features, noise.features, noise.seed)
-            self._content["features"] = features
+            features = shuffle_features(features, noise.features, noise.seed)
+            self._content["features"] = gaussian_features(features, noise.gaussian, noise.seed)
         return self._content["features"]
 
     @property
@@ -135,22 +136,25 @@ class GuiderDataset(Dataset):
 
     @property
     def is_injected(self) -> np.ndarray:
-        """bool [number of interactions]: added by ``noise.interactions``."""
+        """bool [number of interactions]: added by ``noise.interactions``, or named in the file ``noise.recorded``."""
         if len(self._injected_keys) == 0:
             return np.zeros(len(self.inter_feat), dtype=bool)
         users, items = _pairs(self)
         return np.isin(users * self.item_num + items, self._injected_keys)
 
     def build(self) -> list[GuiderDataset]:
-        """RecBole's splits, and the noise of ``noise.interactions`` in the training one.
+        """RecBole's splits, and the noise of ``noise.interactions`` and ``noise.deleted`` in the training one.
 
         Noise goes in after splitting and before the samplers are built: negative sampling and masks treat it like
         any other training interaction.
         """
         datasets = super().build()
         noise = noise_of(self.config)
-        if noise.interactions > 0:
-            _inject(datasets, noise.interactions, noise.seed)
+        if noise.interactions > 0 or noise.deleted > 0:
+            _disturb(datasets, noise)
+        if noise.recorded is not None:
+            train = datasets[0]
+            train._injected_keys = np.union1d(train._injected_keys, _recorded_keys(train, noise.recorded))
         return datasets
 
     def save(self) -> None:
@@ -211,8 +215,10 @@ def build_dataset(config: Any) -> Dataset:
         GuiderError: interaction noise for a model that is not a general recommender.
     """
     if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
-        if noise_of(config).interactions > 0:
-            raise GuiderError(f"noise.interactions needs a general recommender, which {config['model']} is not.")
+        noise = noise_of(config)
+        for key in ("interactions", "deleted"):
+            if getattr(noise, key) > 0:
+                raise GuiderError(f"noise.{key} needs a general recommender, which {config['model']} is not.")
         return create_dataset(config)
     file = _dataset_file(config)
     if _is_current(file, dataset_fingerprint(config)):
@@ -291,31 +297,62 @@ def noise_of(config: Any) -> NoiseSettings:
     return NoiseSettings() if settings is None else settings.noise
 
 
-def _inject(datasets: list[GuiderDataset], ratio: float, seed: int) -> None:
+def _disturb(datasets: list[GuiderDataset], noise: NoiseSettings) -> None:
+    """Add and delete training interactions; both shares are of the training split as it came."""
     train, *others = datasets
     users, items = _pairs(train)
     later = [_pairs(dataset) for dataset in others]
+    # RecBole's ids start at 1; 0 is padding
+    given = (users - 1, items - 1, train.user_num - 1, train.item_num - 1)
     noise_users, noise_items = inject_interactions(
-        users - 1,  # RecBole's ids start at 1; 0 is padding
-        items - 1,
-        train.user_num - 1,
-        train.item_num - 1,
-        ratio,
+        *given,
+        noise.interactions,
         forbidden_users=np.concatenate([pair[0] for pair in later]) - 1,
         forbidden_items=np.concatenate([pair[1] for pair in later]) - 1,
-        seed=seed,
+        user_distribution=noise.users,
+        item_distribution=noise.items,
+        clickbait_items=noise.clickbait_items,
+        seed=noise.seed,
     )
     noise_users, noise_items = noise_users + 1, noise_items + 1
-    # Rating, time and whatever else: copied from a random training row of the same user.
-    order = np.argsort(users, kind="stable")
-    first = np.searchsorted(users[order], noise_users, side="left")
-    last = np.searchsorted(users[order], noise_users, side="right")
-    donors = order[np.random.default_rng([seed, 1]).integers(first, last)]
-    extra = Interaction({field: train.inter_feat[field][donors].clone() for field in train.inter_feat.columns})
-    extra[train.iid_field][:] = torch.from_numpy(noise_items)
-    train.inter_feat = cat_interactions([train.inter_feat, extra])
+    deleted = delete_interactions(*given, noise.deleted, seed=noise.seed)
+    parts = [train.inter_feat[np.flatnonzero(~deleted)] if deleted.any() else train.inter_feat]
+    if len(noise_users):
+        # Rating, time and whatever else: copied from a random training row of the same user.
+        order = np.argsort(users, kind="stable")
+        first = np.searchsorted(users[order], noise_users, side="left")
+        last = np.searchsorted(users[order], noise_users, side="right")
+        donors = order[np.random.default_rng([noise.seed, 1]).integers(first, last)]
+        extra = Interaction({field: train.inter_feat[field][donors].clone() for field in train.inter_feat.columns})
+        extra[train.iid_field][:] = torch.from_numpy(noise_items)
+        parts.append(extra)
+    train.inter_feat = cat_interactions(parts)
     train._injected_keys = np.sort(noise_users * train.item_num + noise_items)
-    getLogger().info(f"Noise: {len(noise_users)} interactions added to the training split ({ratio:g} of it).")
+    train.deleted_pairs = np.stack([users[deleted], items[deleted]])
+    getLogger().info(
+        f"Noise: {len(noise_users)} interactions added to the training split ({noise.interactions:g} of it), "
+        f"{int(deleted.sum())} deleted ({noise.deleted:g})."
+    )
+
+
+def _recorded_keys(train: GuiderDataset, name: str) -> np.ndarray:
+    """The pairs of a file of user and item tokens, as sorted keys of the training split."""
+    path = Path(name).expanduser()
+    path = path if path.is_absolute() else Path(train.config["data_path"]) / path
+    if not path.is_file():
+        raise GuiderError(f"noise.recorded is {name}: there is no file {path}.")
+    frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    frame.columns = pd.Index([str(column).partition(":")[0] for column in frame.columns])
+    ids = []
+    for field in (train.uid_field, train.iid_field):
+        if field not in frame:
+            raise GuiderError(f"noise.recorded: {path} has no column {field!r}; it has {', '.join(frame.columns)}.")
+        known = train.field2token_id[field]
+        unknown = next((token for token in frame[field] if token not in known), None)
+        if unknown is not None:
+            raise GuiderError(f"noise.recorded: {path} names {field} {unknown!r}, which the data set does not have.")
+        ids.append(frame[field].map(known).to_numpy(dtype=np.int64))
+    return np.unique(ids[0] * train.item_num + ids[1])
 
 
 def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

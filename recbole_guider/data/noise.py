@@ -1,4 +1,4 @@
-"""Noise of a known size and place, for experiments: added interactions and swapped content.
+"""Noise of a known size and place, for experiments: added and deleted interactions, swapped and random content.
 
 Pure functions on arrays. ``GuiderDataset`` applies them to training data only.
 """
@@ -28,6 +28,7 @@ def inject_interactions(
     forbidden_items: np.ndarray | None = None,
     user_distribution: str = "activity",
     item_distribution: str = "popularity",
+    clickbait_items: float = 0.01,
     seed: int = 2020,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw ``round(ratio * len(users))`` distinct new pairs (u, i), none of them observed or forbidden.
@@ -35,7 +36,8 @@ def inject_interactions(
     Pairs are drawn one after the other, without replacement, with probability proportional to
     ``p(u) * q(i)`` over the pairs that are still free. ``activity`` / ``popularity`` take p and q proportional to
     the number of given pairs of the user / the item, so that the degrees of a noisy pair say nothing about it;
-    ``uniform`` takes every user that has a pair, and every item of the catalogue, alike.
+    ``uniform`` takes every user that has a pair, and every item of the catalogue, alike. ``clickbait`` takes few items
+    alike, drawn from the catalogue, and no others.
 
     Args:
         users, items: int [nnz], the observed training pairs, ids from 0.
@@ -43,7 +45,8 @@ def inject_interactions(
         ratio: added pairs as a share of ``nnz`` (0.2: one added pair for five observed ones).
         forbidden_users, forbidden_items: int [m], further pairs that must not be drawn (validation and test).
         user_distribution: ``activity`` or ``uniform``.
-        item_distribution: ``popularity`` or ``uniform``.
+        item_distribution: ``popularity``, ``uniform`` or ``clickbait``.
+        clickbait_items: the share of the catalogue that ``clickbait`` draws from; at least one item.
         seed: of this function's own generator.
 
     Returns:
@@ -58,7 +61,14 @@ def inject_interactions(
     wanted = round(ratio * len(users))
     empty = np.zeros(0, dtype=np.int64)
     p_user = _weights(users, n_users, user_distribution, "activity", among_observed=True)
-    p_item = _weights(items, n_items, item_distribution, "popularity", among_observed=False)
+    if item_distribution == "clickbait":
+        if not 0 < clickbait_items <= 1:
+            raise GuiderError(f"the share of clickbait items must be above 0 and at most 1, not {clickbait_items}.")
+        p_item = np.zeros(n_items)
+        few = max(1, round(clickbait_items * n_items))
+        p_item[np.random.default_rng([seed, 3]).choice(n_items, size=few, replace=False)] = 1 / few
+    else:
+        p_item = _weights(items, n_items, item_distribution, "popularity", among_observed=False)
     if wanted == 0:
         return empty, empty
     taken = users * n_items + items
@@ -92,7 +102,52 @@ def inject_interactions(
     return drawn // n_items, drawn % n_items
 
 
-def shuffle_features(features: Mapping[str, ItemFeatures], ratio: float, seed: int) -> dict[str, ItemFeatures]:
+def delete_interactions(
+    users: np.ndarray, items: np.ndarray, n_users: int, n_items: int, ratio: float, *, seed: int = 2020
+) -> np.ndarray:
+    """Choose ``round(ratio * len(users))`` of the pairs to take out, uniformly among those that may go.
+
+    Of every user and of every item one random pair stays, so that nobody falls out of the data.
+
+    Args:
+        users, items: int [nnz], ids from 0.
+        n_users, n_items: sizes of the catalogue.
+        ratio: share in [0, 1).
+        seed: of this function's own generator.
+
+    Returns:
+        bool [nnz], True for the pairs that go.
+
+    Raises:
+        GuiderError: a ratio outside [0, 1), or more pairs than may go.
+    """
+    if not 0 <= ratio < 1:
+        raise GuiderError(f"the share of deleted interactions must be at least 0 and below 1, not {ratio}.")
+    wanted = round(ratio * len(users))
+    gone = np.zeros(len(users), dtype=bool)
+    if wanted == 0:
+        return gone
+    rng = np.random.default_rng([seed, 2])
+    order = rng.permutation(len(users))
+    stays = np.zeros(len(users), dtype=bool)
+    for ids in (users, items):
+        _, first = np.unique(ids[order], return_index=True)
+        stays[order[first]] = True
+    free = order[~stays[order]]
+    if wanted > len(free):
+        raise GuiderError(
+            f"{wanted} interactions were to be deleted (share {ratio}), but only {len(free)} can go if every user and "
+            f"every item keeps one; lower the share."
+        )
+    gone[free[:wanted]] = True
+    return gone
+
+
+#: The share of the items that is changed: one number, or one for each modality by name.
+Shares = float | Mapping[str, float]
+
+
+def shuffle_features(features: Mapping[str, ItemFeatures], ratio: Shares, seed: int) -> dict[str, ItemFeatures]:
     """Give a share of the items another item's content.
 
     In every modality on its own, ``round(ratio * number of items with content)`` of the items that have content
@@ -100,28 +155,66 @@ def shuffle_features(features: Mapping[str, ItemFeatures], ratio: float, seed: i
 
     Args:
         features: name -> :class:`~recbole_guider.data.features.ItemFeatures`.
-        ratio: share of the items in [0, 1].
+        ratio: share of the items in [0, 1], or modality -> share (a modality that is not named stays as it is).
         seed: each modality's generator is seeded by this and its name.
 
     Returns:
         New features; the input is not changed. Presence masks stay.
 
     Raises:
-        GuiderError: a ratio outside [0, 1].
+        GuiderError: a ratio outside [0, 1], or a modality that does not exist.
     """
-    if not 0 <= ratio <= 1:
-        raise GuiderError(f"the share of shuffled features must be between 0 and 1, not {ratio}.")
-    noisy = {}
-    for name, feature in features.items():
+    noisy = dict(features)
+    for name, share in _shares(features, ratio, "shuffled").items():
+        feature = features[name]
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         having = np.flatnonzero(feature.present)
-        ring = rng.choice(having, size=round(ratio * len(having)), replace=False)
-        values = feature.values
+        ring = rng.choice(having, size=round(share * len(having)), replace=False)
         if len(ring) > 1:
-            values = values.copy()
+            values = feature.values.copy()
             values[ring] = feature.values[np.roll(ring, 1)]
-        noisy[name] = ItemFeatures(values=values, present=feature.present)
+            noisy[name] = ItemFeatures(values=values, present=feature.present)
     return noisy
+
+
+def gaussian_features(features: Mapping[str, ItemFeatures], ratio: Shares, seed: int) -> dict[str, ItemFeatures]:
+    """Replace the content of a share of the items by Gaussian noise.
+
+    In every modality on its own, ``round(ratio * number of items with content)`` of the items that have content get a
+    row of independent normal numbers; each dimension has the mean and the standard deviation of the modality, so that
+    scale does not give the noise away.
+
+    Args, Returns, Raises: as :func:`shuffle_features`.
+    """
+    noisy = dict(features)
+    for name, share in _shares(features, ratio, "Gaussian").items():
+        feature = features[name]
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), 1])
+        having = np.flatnonzero(feature.present)
+        chosen = rng.choice(having, size=round(share * len(having)), replace=False)
+        if len(chosen):
+            rows = feature.values[having].astype(np.float64)
+            values = feature.values.copy()
+            noise = rng.standard_normal((len(chosen), values.shape[1]))
+            values[chosen] = rows.mean(axis=0) + rows.std(axis=0) * noise
+            absent = ~feature.present
+            absent[0] = False  # RecBole's padding stays zero; the others hold the mean
+            values[absent] = values[having].mean(axis=0, dtype=np.float64)
+            noisy[name] = ItemFeatures(values=values, present=feature.present)
+    return noisy
+
+
+def _shares(features: Mapping[str, ItemFeatures], ratio: Shares, what: str) -> dict[str, float]:
+    shares = dict(ratio) if isinstance(ratio, Mapping) else dict.fromkeys(features, ratio)
+    for name, share in shares.items():
+        if name not in features:
+            raise GuiderError(
+                f"the share of {what} features names the modality {name!r}: this data set has "
+                f"{', '.join(features) or 'no modalities'}."
+            )
+        if not 0 <= share <= 1:
+            raise GuiderError(f"the share of {what} features must be between 0 and 1, not {share}.")
+    return shares
 
 
 def _weights(ids: np.ndarray, n: int, distribution: str, by_count: str, *, among_observed: bool) -> np.ndarray:
@@ -129,7 +222,8 @@ def _weights(ids: np.ndarray, n: int, distribution: str, by_count: str, *, among
     if distribution == "uniform":
         counts = (counts > 0).astype(np.float64) if among_observed else np.ones(n)
     elif distribution != by_count:
-        raise GuiderError(f"noise distribution {distribution!r} does not exist; allowed: {by_count}, uniform.")
+        allowed = f"{by_count}, uniform" + ("" if among_observed else ", clickbait")
+        raise GuiderError(f"noise distribution {distribution!r} does not exist; allowed: {allowed}.")
     return counts / counts.sum() if counts.sum() else counts
 
 

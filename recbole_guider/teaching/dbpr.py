@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 from recbole_guider.calibration import CLEAN_PROBABILITY
 from recbole_guider.losses import dbpr_loss, soft_negative
 from recbole_guider.model.base import SeededGenerators
+from recbole_guider.profiles import Profiles
 from recbole_guider.settings import DBPRSettings
-from recbole_guider.teaching.profiles import Profiles
 from recbole_guider.teaching.scoring import Factors, Scoring
 
 #: A model that scores pairs one by one meets no more pairs than this in a batch: it gets fewer negatives.

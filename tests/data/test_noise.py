@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from recbole_guider.data.features import ItemFeatures
-from recbole_guider.data.noise import inject_interactions, shuffle_features
+from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
 from recbole_guider.errors import GuiderError
 
 
@@ -103,7 +103,7 @@ def test_the_last_free_pairs_are_found():
     [
         (-0.1, {}, "at least 0, not -0.1"),
         (0.1, {"user_distribution": "popularity"}, "'popularity' does not exist; allowed: activity, uniform"),
-        (0.1, {"item_distribution": "activity"}, "'activity' does not exist; allowed: popularity, uniform"),
+        (0.1, {"item_distribution": "activity"}, "'activity' does not exist; allowed: popularity, uniform, clickbait"),
     ],
 )
 def test_wrong_arguments_are_named(observed, ratio, options, message):
@@ -133,3 +133,73 @@ def test_shuffled_features_are_the_same_rows_elsewhere():
     assert (shuffle_features(features, 0.0, seed=1)["image"].values == before["image"]).all()
     with pytest.raises(GuiderError, match="between 0 and 1, not 1.5"):
         shuffle_features(features, 1.5, seed=1)
+
+
+def test_clickbait_concentrates_on_few_items(observed):
+    users, items = inject_interactions(*observed, 300, 200, 0.2, item_distribution="clickbait", clickbait_items=0.02,
+                                       seed=4)
+    assert len(users) == 400 and len(np.unique(items)) == 4
+    assert np.bincount(items).max() < 150  # about 100 each
+    _, others = inject_interactions(*observed, 300, 200, 0.2, item_distribution="clickbait", clickbait_items=0.02,
+                                    seed=5)
+    assert set(np.unique(others)) != set(np.unique(items))
+    _, one = inject_interactions(*observed, 300, 200, 0.01, item_distribution="clickbait", clickbait_items=1e-9)
+    assert len(np.unique(one)) == 1
+    with pytest.raises(GuiderError, match="clickbait items must be above 0 and at most 1, not 0"):
+        inject_interactions(*observed, 300, 200, 0.2, item_distribution="clickbait", clickbait_items=0)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.5])
+def test_deletion_takes_the_count_and_leaves_everybody_something(observed, ratio):
+    users, items = observed
+    gone = delete_interactions(users, items, 300, 200, ratio, seed=1)
+    assert gone.sum() == round(ratio * len(users))
+    assert set(users[~gone]) == set(users) and set(items[~gone]) == set(items)
+    assert (gone == delete_interactions(users, items, 300, 200, ratio, seed=1)).all()
+    if ratio:
+        assert (gone != delete_interactions(users, items, 300, 200, ratio, seed=2)).any()
+
+
+def test_deletion_is_uniform_and_says_when_it_cannot_be():
+    users, items = np.repeat([0, 1], 6), np.tile(np.arange(6), 2)
+    counts = np.zeros(12)
+    for seed in range(600):
+        counts += delete_interactions(users, items, 2, 6, 0.25, seed=seed)
+    assert chisquare(counts).pvalue > 0.01
+    with pytest.raises(GuiderError, match=r"11 interactions were to be deleted \(share 0.9\), but only"):
+        delete_interactions(users, items, 2, 6, 0.9)
+    with pytest.raises(GuiderError, match="at least 0 and below 1, not 1"):
+        delete_interactions(users, items, 2, 6, 1)
+
+
+def test_gaussian_features_keep_place_and_scale():
+    rng = np.random.default_rng(5)
+    present = rng.random(2001) < 0.8
+    present[0] = False
+    values = (rng.normal(size=(2001, 3)) * [1, 10, 0] + [0, 5, 2]).astype(np.float32)
+    features = {name: ItemFeatures(values.copy(), present) for name in ("image", "text")}
+    noisy = gaussian_features(features, {"image": 0.5}, seed=1)
+    assert noisy["text"] is features["text"]
+    changed = (noisy["image"].values != values).any(axis=1)
+    assert changed[present].sum() == round(0.5 * present.sum()) and not changed[0]
+    absent = ~present
+    absent[0] = False  # a missing row holds the mean of those that are there
+    mean = noisy["image"].values[present].mean(axis=0)
+    np.testing.assert_allclose(noisy["image"].values[absent], np.tile(mean, (absent.sum(), 1)), atol=1e-4)
+    changed &= present
+    rows = noisy["image"].values[changed]
+    np.testing.assert_allclose(rows.mean(axis=0), values[present].mean(axis=0), atol=0.8)
+    np.testing.assert_allclose(rows.std(axis=0), values[present].std(axis=0), rtol=0.1, atol=1e-6)
+    assert abs(np.corrcoef(rows[:, 0], values[changed, 0])[0, 1]) < 0.15  # nothing of the content is left
+    assert (features["image"].values == values).all()
+    with pytest.raises(GuiderError, match="Gaussian features names the modality 'audio': this data set has image, tex"):
+        gaussian_features(features, {"audio": 0.5}, seed=1)
+
+
+def test_one_modality_can_be_shuffled_alone():
+    rng = np.random.default_rng(5)
+    features = {name: ItemFeatures(rng.normal(size=(50, 4)), np.arange(50) > 0) for name in ("image", "text")}
+    noisy = shuffle_features(features, {"text": 0.4}, seed=1)
+    assert noisy["image"] is features["image"]
+    assert (noisy["text"].values != features["text"].values).any(axis=1).sum() == round(0.4 * 49)
+    assert (noisy["text"].values == shuffle_features(features, 0.4, seed=1)["text"].values).all()

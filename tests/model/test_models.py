@@ -18,7 +18,7 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.losses import dbpr_loss
 from recbole_guider.model.fast_lightgcn import FastLightGCN
 from recbole_guider.model.freedom import FREEDOM
-from recbole_guider.teaching.profiles import Profiles
+from recbole_guider.profiles import Profiles
 
 
 def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""Who has which item: set questions about whole batches, without a set."""
+"""Who has which item, for set questions about whole batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from torch import Tensor
 
 
 class Profiles:
-    """Who has which item, for set questions about whole batches."""
+    """The items of every user and the users of every item, of a set of interactions.
+
+    Args:
+        users, items: int ``[nnz]``, ids below ``n_users`` and ``n_items``.
+        n_users, n_items: sizes of the two catalogues.
+    """
 
     def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
         self.items, self.start = _grouped(items, users, n_users)

@@ -1,0 +1,210 @@
+"""One run of a benchmark: its row, and the metrics of every user.
+
+``python -m recbole_guider.benchmark.cell CELL.json FOLDER`` runs it in a process of its own, so that its peak memory is
+its own and a crash takes nothing else along.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import recbole_guider
+from recbole_guider.benchmark.spec import Cell
+from recbole_guider.errors import GuiderError
+from recbole_guider.evaluation import PerUserEvaluator
+from recbole_guider.quick_start import _prepare
+
+_LIBRARIES = ("torch", "recbole", "numpy", "scipy", "pandas", "scikit-learn", "POT")
+
+
+def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train on the training split, choose the epoch by validation, test once there.
+
+    Writes ``folder/users/<key>.parquet`` (a row for each test user: token and metrics), then
+    ``folder/cells/<key>.json`` (the row): where the second is, the run is finished. Both appear whole or not at all.
+
+    Returns:
+        The row: labels, best validation and test results, epochs, seconds, memory, detection of injected noise,
+        commit, versions.
+    """
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    _forget_peak()
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        config = cell.config()
+        config["data_path"] = os.path.abspath(config["data_path"])
+        config["checkpoint_dir"] = os.path.join(scratch, "saved")
+        with _inside(scratch):  # logs go there, too
+            row, users = _train_and_test(config)
+    row |= {
+        "settings": json.dumps(cell.settings, sort_keys=True, default=str), "files": " ".join(cell.files),
+        "peak memory MB": _peak_megabytes(), "threads": torch.get_num_threads(), "started": started,
+        **environment(),
+    }
+    row = {"key": cell.key, **cell.labels, **row}
+    (folder / "users").mkdir(parents=True, exist_ok=True)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    _replace(folder / "users" / f"{cell.key}.parquet", lambda path: users.to_parquet(path, index=False))
+    text = json.dumps(row, indent=1, default=str)
+    _replace(folder / "cells" / f"{cell.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return row
+
+
+def _train_and_test(config: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+    begin = time.perf_counter()
+    trainer, train, valid, test = _prepare(config)
+    seconds: list[tuple[float, float]] = []
+    train_epoch = trainer._train_epoch
+
+    def timed(*arguments: Any, **more: Any) -> Any:
+        wall, cpu = time.perf_counter(), time.process_time()
+        losses = train_epoch(*arguments, **more)
+        seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+        return losses
+
+    trainer._train_epoch = timed
+    scores: list[tuple[int, float]] = []
+    trainer.fit(train, valid, verbose=False, callback_fn=lambda epoch, score: scores.append((epoch, score)))
+    trainer.evaluator = PerUserEvaluator(config)
+    trainer.evaluate(test, load_best_model=True)
+    per_user = trainer.evaluator.per_user
+    dataset = test._dataset
+    users = pd.DataFrame({"user": dataset.id2token(dataset.uid_field, np.asarray(test.uid_list)), **per_user})
+    best = [epoch for epoch, score in scores if score == trainer.best_valid_score]
+    calibration = getattr(trainer, "calibration_summary", None) or {}
+    found = {f"detection {name}": value for name, value in (calibration.get("detection") or {}).items()}
+    times = np.array(seconds)
+    row = {
+        **{f"valid {name}": float(value) for name, value in (trainer.best_valid_result or {}).items()},
+        # not RecBole's four decimals
+        **{f"test {name}": float(value.mean()) for name, value in per_user.items()},
+        "epochs": len(seconds), "best epoch": best[0] if best else None,
+        "seconds": time.perf_counter() - begin,
+        "seconds per epoch": float(np.median(times[:, 0])), "cpu seconds per epoch": float(np.median(times[:, 1])),
+        "device": str(config["device"]), "noise rate": calibration.get("noise_rate"), **found,
+    }
+    return row, users
+
+
+@contextmanager
+def _inside(folder: str) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on beside the settings: the code, the libraries, the machine."""
+    versions = {name: metadata.version(name) for name in _LIBRARIES}
+    return {
+        "git commit": git_commit(), "version": recbole_guider.__version__, "python": platform.python_version(),
+        **{f"{name} version": version for name, version in versions.items()},
+        "processor": _processor(), "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the package's repository, with ``+changes`` where files differ from it; None outside of one."""
+    here = Path(recbole_guider.__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return  # not Linux, or not allowed: the peak is then the process's
+
+
+def _peak_megabytes() -> float:
+    """Peak resident memory since the run began (with CUDA: plus the peak of the device's)."""
+    try:
+        # not getrusage: its maximum survives exec, so that a child would start from its parent's peak
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if torch.cuda.is_available():
+        peak += torch.cuda.max_memory_allocated() / 2**20
+    return peak
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main() -> int:
+    """Run the cell that a file describes."""
+    described, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    content = json.loads(described.read_text(encoding="utf-8"))
+    cell = Cell(**{**content, "files": tuple(content["files"])})
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        run_cell(cell, folder)
+    except GuiderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _end_with_parent(parent: int) -> None:
+    """A benchmark that is killed leaves no run behind."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def as_json(cell: Cell) -> str:
+    """A cell as :func:`main` reads it."""
+    return json.dumps(dataclasses.asdict(cell), default=str)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""What a benchmark compares, read from a YAML file and checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from recbole_guider.config import GuiderConfig, merge, read_yaml
+from recbole_guider.denoising.settings import SETTINGS
+from recbole_guider.errors import GuiderError
+from recbole_guider.registry import PREFIX
+from recbole_guider.settings import Settings, validated
+
+#: Settings of every run: what it prints belongs to the benchmark, and the checkpoint is removed.
+_QUIET = {"state": "ERROR", "show_progress": False}
+#: What makes a noise level: its keys that say how much.
+AMOUNTS = ("interactions", "deleted", "features", "gaussian")
+
+
+class BenchmarkSettings(Settings):
+    """A spec after its short forms are written out: label -> settings, in each dimension."""
+
+    datasets: dict[str, dict[str, Any]] = Field(description="data set -> files, settings")
+    models: dict[str, dict[str, Any]] = Field(description="label -> settings, among them model if it is not the label")
+    methods: dict[str, dict[str, Any]] = Field(description="label -> settings")
+    noise: dict[str, dict[str, Any]] = Field(description="label -> settings of the noise block")
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(description="seeds of the runs")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of every run")
+    baseline: str = Field(description="the method that the others are compared with")
+    metrics: list[str] | None = Field(default=None, description="metrics that are compared; null: all")
+    skip: list[dict[str, Any]] = Field(default_factory=list, description="combinations to leave out")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a benchmark.
+
+    Attributes:
+        dataset, model, method, noise: labels.
+        seed: of the run, and of its noise where the spec gives none.
+        name: the model's name.
+        files: property files.
+        settings: all settings that go on top of the files.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    noise: str
+    seed: int
+    name: str
+    files: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What the run's results depend on, as a short name: labels do not count, the files' content does."""
+        content = [Path(file).read_text(encoding="utf-8") for file in self.files]
+        parts = [self.dataset, self.name, self.seed, content, self.settings]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The run's place in the benchmark."""
+        return {
+            "dataset": self.dataset, "model": self.model, "method": self.method, "noise": self.noise, "seed": self.seed,
+        }
+
+    def config(self) -> GuiderConfig:
+        """The run's configuration; raises GuiderError where a setting is wrong."""
+        return GuiderConfig(self.name, self.dataset, list(self.files), dict(self.settings), command_line=[])
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A benchmark.
+
+    Attributes:
+        settings: the checked content of the file.
+        cells: its runs, seed by seed, so that a stopped benchmark has whole comparisons.
+    """
+
+    settings: BenchmarkSettings
+    cells: tuple[Cell, ...]
+
+
+def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
+    """Read a spec and check every run's settings.
+
+    Args:
+        file: a YAML file; ``benchmarks/specs`` has examples, docs/benchmark.md explains them.
+        data: a folder of ``<dataset>.yaml``, used for data sets whose spec names no files.
+
+    Raises:
+        GuiderError: a key that does not exist, a file that is missing, or a setting that a run would refuse.
+    """
+    content = dict(read_yaml(file))
+    here = Path(file).resolve().parent
+    for key in ("datasets", "models"):
+        if not content.get(key):
+            raise GuiderError(f"{file} names no {key}: give a list or a block of them.")
+    content["datasets"] = {
+        label: _dataset(label, block, here, data) for label, block in _labelled(content, "datasets").items()
+    }
+    content["models"] = _labelled(content, "models")
+    methods = content.get("methods") or {"plain": {}}
+    content["methods"] = _methods(methods)
+    content["noise"] = _noise(content.get("noise"))
+    seeds = content.get("seeds", 1)
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        content["seeds"] = [2020 + number for number in range(seeds)]
+    content.setdefault("baseline", next(iter(content["methods"])))
+    settings = validated(BenchmarkSettings, content, "spec")
+    if settings.baseline not in settings.methods:
+        raise GuiderError(
+            f"{file}: baseline is {settings.baseline!r}, which is none of the methods ({', '.join(settings.methods)})."
+        )
+    if settings.metrics is not None:
+        settings = settings.model_copy(update={"metrics": [metric.lower() for metric in settings.metrics]})
+    cells = tuple(_cells(settings))
+    if not cells:
+        raise GuiderError(f"{file}: skip leaves nothing to run.")
+    for cell in cells:
+        if cell.seed == settings.seeds[0]:
+            try:
+                cell.config()
+            except GuiderError as error:
+                place = ", ".join(f"{key} {value}" for key, value in cell.labels.items() if key != "seed")
+                raise GuiderError(f"{file}, {place}: {error}") from error
+    return Spec(settings, cells)
+
+
+def _cells(spec: BenchmarkSettings) -> Iterator[Cell]:
+    dimensions = (spec.seeds, spec.datasets, spec.noise, spec.models, spec.methods)
+    for seed, dataset, noise, model, method in itertools.product(*dimensions):
+        labels: dict[str, Any] = {
+            "dataset": dataset, "model": model, "method": method, "noise": noise, "seed": seed
+        }
+        if any(all(labels.get(key) == value for key, value in rule.items()) for rule in spec.skip):
+            continue
+        source, of_model, of_method = spec.datasets[dataset], spec.models[model], spec.methods[method]
+        settings: dict[str, Any] = {}
+        for part in (_QUIET, spec.settings, source["settings"], of_model, of_method):
+            settings = merge(settings, part)
+        if spec.noise[noise]:
+            settings = merge(settings, {"noise": {"seed": seed, **spec.noise[noise]}})
+        settings["seed"] = seed
+        name = settings.pop("model", model)
+        if "guider" in settings and not of_method.get("guider", str(name).startswith(PREFIX)):
+            settings["guider"] = False  # its values are for the methods that switch it on
+        yield Cell(**labels, name=name, files=tuple(source["files"]), settings=settings)
+
+
+def _labelled(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A list of names, or a block of label -> settings (null: none), as a block."""
+    value = content[key]
+    if isinstance(value, list):
+        return {str(name): {} for name in value}
+    if not isinstance(value, Mapping):
+        raise GuiderError(f"spec.{key} is {value!r}: give a list of names or a block of label -> settings.")
+    return {str(label): {} if block is None else block for label, block in value.items()}
+
+
+def _dataset(label: str, block: Any, here: Path, data: str | Path | None) -> dict[str, Any]:
+    block = {"files": block} if isinstance(block, (str, list)) else dict(block)
+    files = block.pop("files", None)
+    files = [files] if isinstance(files, str) else files
+    if files is None:
+        beside = Path(data).resolve() / f"{label}.yaml" if data is not None else None
+        files = [beside] if beside is not None and beside.is_file() else []
+    settings = block.pop("settings", {})
+    if block:
+        raise GuiderError(f"spec.datasets.{label}.{next(iter(block))} is not a setting. Allowed: files, settings.")
+    paths = [(here / Path(file).expanduser()) if not Path(file).is_absolute() else Path(file) for file in files]
+    for path in paths:
+        if not path.is_file():
+            raise GuiderError(f"spec.datasets.{label}: file {path} does not exist.")
+    return {"files": [str(path.resolve()) for path in paths], "settings": settings}
+
+
+def _methods(value: Any) -> dict[str, Any]:
+    """A block; or a list of names: plain, guider, or a method of the denoising block."""
+    if not isinstance(value, list):
+        return _labelled({"methods": value}, "methods")
+    known: dict[str, dict[str, Any]] = {"plain": {}, "guider": {"guider": True}}
+    known |= {name: {"denoising": name} for name in SETTINGS if name != "none"}
+    for name in value:
+        if name not in known:
+            raise GuiderError(
+                f"spec.methods names {name!r}: a name is one of {', '.join(known)}; anything else is a block of label "
+                f"-> settings."
+            )
+    return {name: known[name] for name in value}
+
+
+def _noise(value: Any) -> dict[str, Any]:
+    """A block of label -> noise settings, or a list of shares of added interactions."""
+    if value is None:
+        return {"none": {}}
+    if isinstance(value, list):
+        return {f"{share:.0%}": {"interactions": float(share)} if share else {} for share in value}
+    return _labelled({"noise": value}, "noise")
+
+
+def level_of(noise: Mapping[str, Any]) -> tuple[str, float]:
+    """The kind of a noise setting and how much of it: the largest amount; everything else makes the kind.
+
+    No noise has the kind "" and level 0: it begins the curve of every kind.
+    """
+    amounts = {}
+    for key in AMOUNTS:
+        amount = noise.get(key) or 0.0
+        amounts[key] = float(max(amount.values(), default=0.0) if isinstance(amount, Mapping) else amount)
+    level = max(amounts.values())
+    if level == 0:
+        return "", 0.0
+    kind = [key for key, amount in amounts.items() if amount]
+    for key in ("features", "gaussian"):
+        if isinstance(noise.get(key), Mapping):
+            kind[kind.index(key)] += f" ({', '.join(noise[key])})"
+    kind += [f"{key} {value}" for key, value in noise.items() if key not in (*AMOUNTS, "seed")]
+    return ", ".join(kind), level

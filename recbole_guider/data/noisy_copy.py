@@ -1,0 +1,187 @@
+"""``recbole-guider noise``: a data set with noise of a known size and place, written to disk, ready to run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from recbole.utils import FeatureType, init_seed
+
+from recbole_guider import DEFAULT_DATASET
+from recbole_guider.config import GuiderConfig
+from recbole_guider.data.convert import SPLITS
+from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of
+from recbole_guider.errors import GuiderError
+from recbole_guider.resources import dataset_configs_dir
+
+#: Settings of the source that say how a run on the copy is measured.
+_MEASURED_BY = ("metrics", "topk", "valid_metric", "eval_mask", "stopping_step")
+
+
+def write_noisy_copy(
+    dataset: str | None,
+    config_files: Sequence[str],
+    command_line: Sequence[str],
+    to: str | Path,
+    name: str | None = None,
+) -> Path:
+    """Write a noisy copy of a data set.
+
+    Writes ``<to>/<name>/``: ``<name>.train.inter`` (with the noise), ``<name>.valid.inter`` and ``<name>.test.inter``
+    (without), ``<modality>_feat.npy`` and ``<modality>_ids.txt`` for every modality, ``<name>.user`` and
+    ``<name>.item`` where the source loads them, ``<name>.injected.inter`` and ``<name>.deleted.inter`` (user and item
+    of the pairs that were added and taken out); and ``<to>/<name>.yaml``, which names all of it. In a run on the copy,
+    ``noise.recorded`` in that file tells which pairs were injected, so that GUIDER reports how well it found them.
+
+    The splits are those that a run with the same settings and seed has: the copy gives a run the same data as the
+    ``noise`` block gives in memory. Everything is moved into place at the end: a failure leaves nothing behind.
+
+    Args:
+        dataset: the source's name; None: what the files say, else the default.
+        config_files: property files.
+        command_line: settings as ``--key=value``, such as ``--noise.interactions=0.2``.
+        to: folder to write into, made if need be.
+        name: of the copy; default ``<dataset>-noisy``.
+
+    Returns:
+        Path of the YAML file.
+
+    Raises:
+        GuiderError: nothing to do, a target that exists, a column that cannot be written, or as a run raises.
+    """
+    to = Path(to)
+    config = _config(dataset, config_files, command_line)
+    noise = noise_of(config)
+    amounts = (noise.interactions, noise.deleted, noise.features, noise.gaussian)
+    if not any(any(amount.values()) if isinstance(amount, dict) else amount for amount in amounts):
+        raise GuiderError(
+            "the noise block asks for no noise: give at least one of --noise.interactions, --noise.deleted, "
+            "--noise.features and --noise.gaussian."
+        )
+    name = name or f"{config['dataset']}-noisy"
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise GuiderError(f"{name!r} cannot name a data set; use letters, digits, '-' and '_'.")
+    if (dataset_configs_dir() / f"{name}.yaml").is_file():
+        raise GuiderError(f"the name {name!r} belongs to a data set that the package knows; give another --name.")
+    folder, yaml_file = to / name, to / f"{name}.yaml"
+    for target in (folder, yaml_file):
+        if target.exists():
+            raise GuiderError(f"{target} already exists; remove it, or choose another --name or --to.")
+    if config["benchmark_filename"] is None and config["eval_args"]["split"] is None:
+        raise GuiderError("the data set has no splits: set eval_args.split or benchmark_filename.")
+
+    init_seed(config["seed"], config["reproducibility"])
+    source = build_dataset(config)
+    splits = source.build()
+    if len(splits) != len(SPLITS):
+        raise GuiderError(f"the data set has {len(splits)} splits: a copy needs train, valid and test.")
+    features = source.item_features  # read before anything is written
+    # of a split without noise: joining interactions, as noise does, leaves their columns in any order
+    fields = list(splits[1].inter_feat.columns)
+
+    to.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=to))
+    try:
+        inside = work / name
+        inside.mkdir()
+        for split, part in zip(SPLITS, splits, strict=True):
+            _interactions(part, fields).to_csv(inside / f"{name}.{split}.inter", sep="\t", index=False)
+        train = splits[0]
+        pairs = [np.asarray(train.inter_feat[field], dtype=np.int64) for field in (train.uid_field, train.iid_field)]
+        for kind, (users, items) in {
+            "injected": [ids[train.is_injected] for ids in pairs], "deleted": train.deleted_pairs
+        }.items():
+            _pairs(train, users, items).to_csv(inside / f"{name}.{kind}.inter", sep="\t", index=False)
+        blocks = {}
+        tokens = np.asarray(source.field2id_token[source.iid_field])
+        for modality, part in features.items():
+            np.save(inside / f"{modality}_feat.npy", part.values[part.present])
+            (inside / f"{modality}_ids.txt").write_text("\n".join(tokens[part.present].tolist()) + "\n", "utf-8")
+            blocks[modality] = {"file": f"{modality}_feat.npy", "ids": f"{modality}_ids.txt"}
+        load_col = {"inter": fields}
+        load_col |= _copy_tables(source, inside, name)
+        settings: dict[str, Any] = {
+            "data_path": str(to.resolve()), "load_col": load_col, "benchmark_filename": list(SPLITS),
+            "modalities": blocks, "noise": {"recorded": f"{name}.injected.inter"},
+        }
+        settings |= {key: config[key] for key in _MEASURED_BY}
+        header = f"# A noisy copy of {config['dataset']}, made by `recbole-guider noise` with\n"
+        header += f"# {noise.model_dump()}\n"
+        header += f"# Run: run_recbole_guider.py --dataset={name} --config_files={yaml_file}\n\n"
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        (work / yaml_file.name).write_text(header + text, "utf-8")
+        inside.rename(folder)
+        try:
+            (work / yaml_file.name).rename(yaml_file)
+        except OSError:
+            shutil.rmtree(folder)
+            raise
+    finally:
+        shutil.rmtree(work)
+    return yaml_file
+
+
+def _config(dataset: str | None, config_files: Sequence[str], command_line: Sequence[str]) -> GuiderConfig:
+    from recbole_guider.config import read_yaml
+
+    in_files: dict[str, Any] = {}
+    for file in config_files:
+        in_files.update(read_yaml(file))
+    # the simplest model: only its data are made
+    return GuiderConfig(
+        "BPR", dataset or in_files.get("dataset", DEFAULT_DATASET), list(config_files), {"guider": False},
+        command_line=command_line,
+    )
+
+
+def _interactions(part: GuiderDataset, fields: Sequence[str]) -> pd.DataFrame:
+    """A split as RecBole's atomic file has it: original tokens, and floats."""
+    columns = {}
+    for field in fields:
+        kind = part.field2type[field]
+        values = part.inter_feat[field].numpy()
+        if kind == FeatureType.TOKEN:
+            columns[f"{field}:token"] = np.asarray(part.field2id_token[field])[values]
+        elif kind == FeatureType.FLOAT:
+            columns[f"{field}:float"] = values
+        else:
+            raise GuiderError(
+                f"the column {field!r} of the interactions is of type {kind.value}, which a copy cannot hold; leave it "
+                f"out with load_col."
+            )
+    return pd.DataFrame(columns)
+
+
+def _pairs(part: GuiderDataset, users: np.ndarray, items: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            f"{field}:token": np.asarray(part.field2id_token[field])[ids]
+            for field, ids in ((part.uid_field, users), (part.iid_field, items))
+        }
+    )
+
+
+def _copy_tables(source: GuiderDataset, inside: Path, name: str) -> dict[str, Any]:
+    """The source's .user and .item files, cut to the users and items that are left, and what to load of them."""
+    load_col = {}
+    loaded = source.config["load_col"] or {}
+    for suffix, field in (("user", source.uid_field), ("item", source.iid_field)):
+        file = Path(source.dataset_path) / f"{source.dataset_name}.{suffix}"
+        if suffix not in loaded or not file.is_file():
+            continue
+        encoding = source.config["encoding"] or "utf-8"
+        frame = pd.read_csv(
+            file, sep=source.config["field_separator"] or "\t", dtype=str, keep_default_na=False, engine="python",
+            encoding=encoding,
+        )
+        column = next(column for column in frame.columns if str(column).partition(":")[0] == field)
+        known = set(np.asarray(source.field2id_token[field])[1:].tolist())
+        frame[frame[column].isin(known)].to_csv(inside / f"{name}.{suffix}", sep="\t", index=False)
+        load_col[suffix] = loaded[suffix]
+    return load_col

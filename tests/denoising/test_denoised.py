@@ -1,0 +1,252 @@
+"""Denoising methods around backbones: whole runs, resumed runs, and what is refused before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_guider import load_data_and_model, run_recbole_guider
+from recbole_guider.config import GuiderConfig, read_yaml
+from recbole_guider.denoising.methods import METHODS
+from recbole_guider.denoising.settings import OWN_FORM, SETTINGS, DenoisingSettings
+from recbole_guider.errors import GuiderError
+from recbole_guider.model.denoised import INTERACTION
+from recbole_guider.quick_start import _prepare
+from recbole_guider.resources import properties_dir
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+def run(model: str, toy: dict[str, Any], denoising: Any, **changes: Any) -> dict[str, Any]:
+    return run_recbole_guider(model, "toy", config_dict={**toy, **changes, "denoising": denoising})
+
+
+def prepared(model: str, toy: dict[str, Any], denoising: Any, **changes: Any) -> tuple[Any, Any, Any]:
+    """A trainer, its training and its validation loader."""
+    config = GuiderConfig(model, "toy", config_dict={**toy, **changes, "denoising": denoising}, command_line=[])
+    return _prepare(config)[:3]
+
+
+# -- settings -----------------------------------------------------------------------------------------------------
+
+
+def test_every_method_is_known_everywhere() -> None:
+    assert set(METHODS) == set(SETTINGS) == set(OWN_FORM)
+
+
+def test_the_yaml_file_and_the_schema_have_the_same_methods_keys_and_defaults() -> None:
+    described = read_yaml(properties_dir() / "denoising.yaml")
+    common = DenoisingSettings.model_fields
+    expected = {
+        method: {name: field.default for name, field in schema.model_fields.items() if name not in common}
+        for method, schema in SETTINGS.items()
+    }
+    assert described == expected
+    text = (properties_dir() / "denoising.yaml").read_text(encoding="utf-8")
+    for name, field in common.items():
+        if name != "method":
+            assert f"#   {name}: {field.default} " in text
+
+
+def test_a_name_is_a_block_and_no_name_is_the_plain_model() -> None:
+    assert DenoisingSettings.from_block("t-ce") == DenoisingSettings.from_block({"method": "T-CE", "drop_rate": 0.1})
+    for block in (None, False, "none", {}, {"method": "none"}, {"temperature": 0.1}):
+        assert DenoisingSettings.from_block(block) is None
+    softmax = DenoisingSettings.from_block({"loss_form": "softmax"})
+    assert softmax is not None and (softmax.method, softmax.form) == ("none", "softmax")
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("t-cee", r"denoising\.method is 't-cee', which does not exist; did you mean t-ce\? Allowed: none, t-ce"),
+        ({"method": "t-ce", "beta": 1}, r"denoising\.beta is not a setting\. Allowed: method, loss_form"),
+        ({"method": "t-ce", "drop_rte": 1}, r"did you mean denoising\.drop_rate\?"),
+        ({"method": "t-ce", "drop_rate": 1.0}, r"denoising\.drop_rate is 1\.0: it must be a number >= 0 and < 1\."),
+        ({"method": "t-ce", "loss_form": "bcee"}, r"denoising\.loss_form is 'bcee': it must be own, bpr, bce or soft"),
+        (3, r"denoising is 3: give the name of a method"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(block: Any, message: str) -> None:
+    with pytest.raises(GuiderError, match=message):
+        DenoisingSettings.from_block(block)
+
+
+def test_sources_merge_as_long_as_they_name_one_method(toy: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("denoising: {method: t-ce, drop_rate: 0.3, loss_form: softmax}\n")
+
+    def settings(*arguments: str) -> Any:
+        return GuiderConfig("BPR", "toy", [file], toy, command_line=list(arguments)).denoising_settings
+
+    assert settings("--denoising.steps=7").to_dict() == {
+        "method": "t-ce", "loss_form": "softmax", "temperature": 0.2, "negatives": 512, "drop_rate": 0.3, "steps": 7,
+    }
+    other = settings("--denoising=r-ce")
+    assert (other.method, other.beta, other.form) == ("r-ce", 0.25, "softmax")
+    assert settings("--denoising=false") is None
+    file.write_text("denoising: t-ce\n")
+    assert settings("--denoising.drop_rate=0.4").drop_rate == 0.4
+
+
+def test_guider_and_a_method_together_are_refused(toy: dict[str, Any]) -> None:
+    for changes in ({"guider": {"teacher": "BPR"}}, {"guider": True}):
+        with pytest.raises(GuiderError, match="denoising is t-ce and the guider block is on: .* switch one off"):
+            run("BPR", toy, "t-ce", **changes)
+    with pytest.raises(GuiderError, match="switch one off"):
+        run("GUIDER_BPR", toy, "t-ce")
+    assert run("BPR", toy, "t-ce", guider=False)["calibration"] is None
+
+
+@pytest.mark.parametrize(
+    ("model", "denoising", "changes", "message"),
+    [
+        ("SGL", "t-bpr", {}, "denoising is t-bpr: SGL has no pairwise or pointwise score"),
+        ("NCL", "t-bpr", {}, "denoising is t-bpr: NCL has a trainer of its own"),
+        ("ItemKNN", "t-ce", {}, "model ItemKNN is of type traditional: a denoising method is for general"),
+        ("NeuMF", {"method": "t-ce", "loss_form": "softmax"}, {}, "softmax needs user and item matrices, which NeuMF"),
+        ("NeuMF", "t-ce", {"train_neg_sample_args": None}, "NeuMF is trained without"),
+    ],
+)
+def test_what_a_method_cannot_work_on_is_said(
+    model: str, denoising: Any, changes: dict[str, Any], message: str, toy: dict[str, Any]
+) -> None:
+    with pytest.raises(GuiderError, match=message):
+        run(model, toy, denoising, **changes)
+    assert not list(Path("saved").glob("*.pth")) if Path("saved").exists() else True
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "form"), [("LightGCN", "bpr"), ("FREEDOM", "bpr"), ("NGCF", "bpr"), ("BPR", "bpr"), ("NeuMF", "bce")]
+)
+def test_no_method_on_the_backbones_own_form_is_the_backbone(model: str, form: str, toy: dict[str, Any]) -> None:
+    plain = run_recbole_guider(model, "toy", config_dict=toy)
+    same = run(model, toy, {"method": "none", "loss_form": form})
+    for name, value in plain["test_result"].items():
+        assert same["test_result"][name] == pytest.approx(value, rel=1e-4), name
+    weights = torch.load(plain["model_file"], weights_only=True)["state_dict"]
+    ours = torch.load(same["model_file"], weights_only=True)["state_dict"]
+    for name, value in weights.items():
+        if torch.is_tensor(value) and not name.endswith("_extra_state"):
+            torch.testing.assert_close(ours[f"recommender.{name}"], value, rtol=1e-3, atol=1e-5)
+
+
+def test_samples_are_the_batch_with_the_backbones_scores(toy: dict[str, Any]) -> None:
+    """Pairwise and pointwise loaders, one and several sampled items: rows belong together and scores are right."""
+    changes = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 3, "dynamic": False}}
+    for name in ("LightGCN", "NeuMF"):
+        trainer, train, _ = prepared(name, toy, {"method": "none", "loss_form": "bce"}, **changes)
+        trainer.fit(train, None, saved=False)
+        model, dataset = trainer.model.eval(), train.dataset
+        known = {
+            int(number): (int(user), int(item))
+            for number, user, item in zip(
+                dataset.inter_feat[INTERACTION], dataset.inter_feat["user_id"], dataset.inter_feat["item_id"],
+                strict=True,
+            )
+        }
+        observed = set(known.values())
+        batch = next(iter(train))
+        with torch.no_grad():
+            sample, _ = model.observe(batch)
+            for row in range(len(sample.users)):
+                user, item = int(sample.users[row]), int(sample.items[row])
+                assert known[int(sample.interactions[row])] == (user, item)
+                pairs = [(user, item)] + [(user, int(other)) for other in sample.negatives[row]]
+                assert not observed & set(pairs[1:])
+                found = [float(sample.positive[row]), *sample.negative[row].tolist()]
+                for (u, i), score in zip(pairs, found, strict=True):
+                    from recbole.data.interaction import Interaction
+
+                    pair = Interaction({"user_id": torch.tensor([u]), "item_id": torch.tensor([i])})
+                    expected = float(model.predict(pair))
+                    if name == "NeuMF":  # predicts probabilities
+                        score = 1 / (1 + np.exp(-score))
+                    assert score == pytest.approx(expected, abs=1e-5)
+        assert sample.negatives.shape[1] == (1 if name == "LightGCN" else 3)
+
+
+def test_softmax_scores_are_cosines_against_shared_negatives(toy: dict[str, Any]) -> None:
+    trainer, train, _ = prepared("LightGCN", toy, {"method": "none", "loss_form": "softmax", "negatives": 30})
+    model = trainer.model.eval()
+    owned = {user: set() for user in range(model.n_users)}
+    for user, item in zip(train.dataset.inter_feat["user_id"].tolist(), train.dataset.inter_feat["item_id"].tolist(),
+                          strict=True):
+        owned[user].add(item)
+    with torch.no_grad():
+        sample, _ = model.observe(next(iter(train)))
+        users, items = model.recommender.forward()
+    users, items = (matrix / matrix.norm(dim=1, keepdim=True) for matrix in (users, items))
+    for row in range(len(sample.users)):
+        user = int(sample.users[row])
+        allowed = [item for item in sample.shared.items.tolist() if item not in owned[user]]
+        soft = 0.2 * np.log(sum(np.exp(float(users[user] @ items[item]) / 0.2) for item in allowed))
+        x = (float(users[user] @ items[sample.items[row]]) - soft) / 0.2
+        assert float(sample.logits.positive[row, 0]) == pytest.approx(x, abs=1e-4)
+    # and the trained model ranks by cosines
+    matrices = model.encode()
+    torch.testing.assert_close(matrices.items[1:].norm(dim=1), torch.ones(model.n_items - 1))
+
+
+@pytest.mark.parametrize("form", ["own", "bpr", "bce", "softmax"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_every_method_trains_on_every_form_and_learns(method: str, form: str, toy: dict[str, Any]) -> None:
+    result = run("LightGCN", toy, {"method": method, "loss_form": form}, epochs=12)
+    # five of forty items at random would give .125; a taste has ten items
+    assert result["test_result"]["recall@5"] > 0.3
+    _, model, _, _, _, test = load_data_and_model(result["model_file"])
+    assert type(model).__name__ == "DenoisedLightGCN"
+
+
+@pytest.mark.parametrize("model", ["FREEDOM", "BPR", "NGCF", "NeuMF"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_every_method_on_every_kind_of_backbone(method: str, model: str, toy: dict[str, Any]) -> None:
+    if model == "NeuMF" and METHODS[method].needs_matrices:
+        with pytest.raises(GuiderError, match=f"the method {method} needs user and item matrices, which NeuMF"):
+            run(model, toy, method)
+        return
+    result = run(model, toy, method, epochs=3)
+    assert np.isfinite(list(result["test_result"].values())).all()
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_a_killed_run_resumes_to_the_same_weights(method: str, toy: dict[str, Any]) -> None:
+    block = {"method": method, "loss_form": "softmax" if method in ("t-ce", "dcf") else "own"}
+    if method in ("t-ce", "t-bpr", "dcf"):
+        block["steps"] = 10
+
+    def weights(resume: str | None, kill_after: int | None) -> tuple[dict[str, torch.Tensor], str]:
+        trainer, train, valid = prepared("FREEDOM", toy, block, epochs=5, resume=resume)
+        if resume:
+            trainer.resume_checkpoint(resume)
+
+        def callback(epoch: int, score: float) -> None:
+            if epoch == kill_after:
+                raise Killed
+
+        try:
+            trainer.fit(train, valid, saved=True, callback_fn=callback)
+        except Killed:
+            return {}, trainer.last_model_file
+        return {n: v for n, v in trainer.model.state_dict().items() if torch.is_tensor(v)}, trainer.last_model_file
+
+    whole, _ = weights(None, None)
+    _, last_file = weights(None, kill_after=2)
+    resumed, _ = weights(last_file, None)
+    assert set(whole) == set(resumed)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_the_same_seed_gives_the_same_numbers(toy: dict[str, Any]) -> None:
+    first, second = (run("FREEDOM", toy, {"method": "t-bpr", "loss_form": "softmax"}) for _ in range(2))
+    assert first["test_result"] == second["test_result"]

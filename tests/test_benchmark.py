@@ -1,0 +1,249 @@
+"""Benchmarks: what a spec means, runs that are kept, and what the report says of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import recbole_guider
+from recbole_guider import run_recbole_guider
+from recbole_guider.benchmark.report import comparisons, curves, metrics_of, summary_table, write_report
+from recbole_guider.benchmark.runner import read_results, read_users, run_benchmark
+from recbole_guider.benchmark.spec import level_of, read_spec
+from recbole_guider.cli import main
+from recbole_guider.errors import GuiderError
+from recbole_guider.statistics import compare
+
+SPECS = Path(recbole_guider.__file__).resolve().parent.parent / "benchmarks" / "specs"
+
+
+@pytest.fixture
+def write(tmp_path: Path, toy: dict[str, Any]) -> Any:
+    """``write(**changes)``: a spec on the toy data, two methods on one model; its file."""
+    settings = {key: value for key, value in toy.items() if key not in ("state", "show_progress")}
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(settings))
+
+    def make(**changes: Any) -> Path:
+        spec = {
+            "datasets": {"toy": "toy.yaml"}, "models": ["BPR"], "seeds": 2,
+            "methods": {"plain": {}, "T-BPR": {"denoising": "t-bpr"}}, **changes,
+        }
+        file = tmp_path / "spec.yaml"
+        file.write_text(yaml.safe_dump(spec, sort_keys=False))
+        return file
+
+    return make
+
+
+# -- the spec -----------------------------------------------------------------------------------------------------
+
+
+def test_cells_are_the_product_with_later_dimensions_on_top(write: Any) -> None:
+    spec = read_spec(
+        write(
+            models={"small": {"model": "LightGCN", "n_layers": 1}, "BPR": None},
+            methods={"plain": {}, "G": {"guider": {"dbpr": {"eta": 0.3}}}},
+            noise=[0, 0.2], seeds=[7, 8], settings={"epochs": 1, "guider": {"dbpr": {"gamma": 0.5}}},
+            skip=[{"model": "BPR", "method": "G", "noise": "20%"}],
+        )
+    )
+    assert len(spec.cells) == 2 * 2 * 2 * 2 - 2 and len({cell.key for cell in spec.cells}) == len(spec.cells)
+    cell = next(c for c in spec.cells if (c.model, c.method, c.noise, c.seed) == ("small", "G", "20%", 8))
+    config = cell.config()
+    assert config["model"] == "GUIDER_LightGCN" and config["n_layers"] == 1 and config["seed"] == 8
+    assert config["noise"]["interactions"] == 0.2 and config["noise"]["seed"] == 8
+    assert (config.guider_settings.dbpr.eta, config.guider_settings.dbpr.gamma) == (0.3, 0.5)
+    plain = next(c for c in spec.cells if c.method == "plain").config()
+    assert plain.guider_settings is None  # the values of all runs do not switch GUIDER on
+
+
+def test_lists_of_methods_and_packaged_data(write: Any, tmp_path: Path) -> None:
+    spec = read_spec(write(datasets=["ml-100k"], methods=["plain", "guider", "r-ce"], seeds=1))
+    assert [cell.method for cell in spec.cells] == ["plain", "guider", "r-ce"]
+    assert [cell.config().denoising_settings is not None for cell in spec.cells] == [False, False, True]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("epochs: 77\n")
+    mine = read_spec(write(datasets=["mine"]), tmp_path / "data").cells[0]
+    assert mine.config()["epochs"] == 77
+
+
+@pytest.mark.parametrize("name", ["ml-100k", "tiktok_citeulike", "amazon_microlens"])
+def test_the_specs_of_the_repository_are_valid(name: str) -> None:
+    spec = read_spec(SPECS / f"{name}.yaml")
+    assert len(spec.cells) >= 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datasets": None}, "names no datasets"),
+        ({"modles": []}, r"spec\.modles is not a setting; did you mean spec\.models"),
+        ({"methods": ["plain", "t-cee"]}, "spec.methods names 't-cee': a name is one of plain, guider, t-ce"),
+        ({"methods": {"x": {"denoising": {"method": "t-ce", "beta": 1}}}}, "method x, noise none: denoising.beta is"),
+        ({"models": ["LigthGCN"]}, "model LigthGCN, .*: there is no model 'LigthGCN'; did you mean LightGCN"),
+        ({"noise": {"a": {"interaction": 1}}}, "noise a: noise.interaction is not a setting"),
+        ({"baseline": "none"}, "baseline is 'none', which is none of the methods"),
+        ({"datasets": {"toy": "nowhere.yaml"}}, "spec.datasets.toy: file .*nowhere.yaml does not exist"),
+        ({"datasets": {"toy": {"file": "toy.yaml"}}}, "spec.datasets.toy.file is not a setting. Allowed: files, s"),
+        ({"seeds": []}, "spec.seeds is"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(changes: dict[str, Any], message: str, write: Any) -> None:
+    with pytest.raises(GuiderError, match=message):
+        read_spec(write(**changes))
+
+
+def test_kinds_and_levels_of_noise() -> None:
+    assert level_of({}) == ("", 0.0) == level_of({"interactions": 0, "users": "uniform"})
+    assert level_of({"interactions": 0.2, "seed": 3}) == ("interactions", 0.2)
+    assert level_of({"interactions": 0.2, "users": "uniform"}) == ("interactions, users uniform", 0.2)
+    assert level_of({"features": {"image": 0.1, "text": 0.3}}) == ("features (image, text)", 0.3)
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_benchmark_keeps_what_is_finished(write: Any, tmp_path: Path, toy: dict[str, Any]) -> None:
+    out, said = tmp_path / "out", []
+    spec = read_spec(write(noise=[0, 0.3]))
+    assert run_benchmark(spec, out, workers=0, say=said.append) == []
+    rows = pd.read_csv(out / "results.csv")
+    assert len(rows) == len(spec.cells) == 8 and len(said) == 8
+    assert {path.name for path in tmp_path.iterdir()} == {"toy.yaml", "spec.yaml", "out"}  # no logs, no checkpoints
+    first = spec.cells[0]
+    row = rows[rows["key"] == first.key].iloc[0]
+    # the same run by hand
+    by_hand = run_recbole_guider("BPR", "toy", config_dict={**toy, "seed": first.seed})
+    assert row["test recall@5"] == pytest.approx(by_hand["test_result"]["recall@5"])
+    assert row["valid ndcg@5"] == pytest.approx(by_hand["best_valid_result"]["ndcg@5"])
+    for column in ("seconds", "seconds per epoch", "cpu seconds per epoch", "peak memory MB"):
+        assert (rows[column] > 0).all()
+    assert (rows["torch version"].notna() & rows["settings"].map(json.loads).map(bool)).all()
+    # and the metrics of every user
+    users = read_users(first.key, out)
+    assert users["recall@5"].mean() == pytest.approx(row["test recall@5"])
+    assert set(users["recall@5"]) <= {0.0, 0.5, 1.0} and users.index.str.startswith("u").all()
+
+    # one run is lost, another is half written, a method is renamed: only what is missing runs
+    (out / "cells" / f"{spec.cells[3].key}.json").unlink()
+    (out / "users" / f"{spec.cells[5].key}.parquet").unlink()
+    before = {cell.key: (out / "cells" / f"{cell.key}.json").stat().st_mtime_ns for cell in spec.cells
+              if cell not in (spec.cells[3], spec.cells[5])}
+    renamed = read_spec(write(noise=[0, 0.3], methods={"base": {}, "T-BPR": {"denoising": "t-bpr"}}))
+    said.clear()
+    run_benchmark(renamed, out, workers=0, say=said.append)
+    assert len(said) == 3 and said[0] == "6 of 8 runs are finished already"
+    again = pd.read_csv(out / "results.csv")
+    assert set(again["method"]) == {"base", "T-BPR"}
+    for key, stamp in before.items():
+        assert (out / "cells" / f"{key}.json").stat().st_mtime_ns == stamp
+    same = [column for column in rows if column.startswith(("test ", "valid "))]
+    pd.testing.assert_frame_equal(rows[same], again[same])
+
+
+def test_a_run_that_fails_does_not_stop_the_others(write: Any, tmp_path: Path, toy: dict[str, Any]) -> None:
+    file = write(models=["BPR", "SGL"], methods=["t-bpr"], seeds=1)
+    assert main(["benchmark", str(file), f"--out={tmp_path / 'out'}", "--workers=0"]) == 2
+    rows = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert rows["model"].tolist() == ["BPR"]
+    (failure,) = (tmp_path / "out" / "failures").iterdir()
+    assert "SGL has no pairwise or pointwise score" in failure.read_text()
+
+
+def test_killed_in_the_middle_and_continued_in_processes(write: Any, tmp_path: Path) -> None:
+    file, out = write(seeds=1), tmp_path / "out"
+    package = str(Path(recbole_guider.__file__).resolve().parent.parent)
+    command = [sys.executable, "-m", "recbole_guider.cli", "benchmark", str(file), f"--out={out}"]
+    program = "import sys; from recbole_guider.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, *command[3:]]
+    environment = {**os.environ, "PYTHONPATH": package}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 240
+    while not list(out.glob("cells/*.json")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.read_bytes() for path in out.glob("cells/*.json")}
+    assert len(kept) >= 1
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(kept)} of 2 runs are finished already" in done.stdout
+    assert len(pd.read_csv(out / "results.csv")) == 2
+    for name, content in kept.items():
+        assert (out / "cells" / name).read_bytes() == content
+    assert not list(out.rglob("*.partial"))
+
+
+# -- the report ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(write: Any, tmp_path: Path) -> tuple[Any, Path]:
+    """A spec with made-up results: method B is better than A by .05, and loses less to noise."""
+    spec = read_spec(write(methods={"A": {}, "B": {"denoising": "t-bpr"}}, noise=[0, 0.2, 0.5], seeds=3,
+                           metrics=["Recall@5"]))
+    out, rng = tmp_path / "made-up", np.random.default_rng(0)
+    for folder in ("cells", "users"):
+        (out / folder).mkdir(parents=True)
+    for cell in spec.cells:
+        level = {"0%": 0.0, "20%": 0.2, "50%": 0.5}[cell.noise]
+        value = 0.4 - level * (0.2 if cell.method == "A" else 0.1) + (0.05 if cell.method == "B" else 0.0)
+        users = pd.DataFrame({"user": [f"u{n}" for n in range(80)], "recall@5": value + 0.02 * rng.normal(size=80)})
+        users.to_parquet(out / "users" / f"{cell.key}.parquet", index=False)
+        row = {
+            "key": cell.key, **cell.labels, "test recall@5": users["recall@5"].mean(), "best epoch": 3, "seconds": 1.0,
+            "seconds per epoch": 0.1, "peak memory MB": 5.0, "git commit": "abc", "torch version": "2",
+        }
+        (out / "cells" / f"{cell.key}.json").write_text(json.dumps(row))
+    return spec, out
+
+
+def test_tables_tests_and_curves(finished: tuple[Any, Path]) -> None:
+    spec, out = finished
+    rows = read_results(spec, out)
+    metrics = metrics_of(spec, rows)
+    assert metrics == ["recall@5"]
+    table = summary_table(rows, metrics)
+    assert len(table) == 6
+    clean = rows[(rows["method"] == "A") & (rows["noise"] == "0%")]["test recall@5"]
+    assert table.iloc[0]["recall@5"] == f"{clean.mean():.4f} ± {clean.std():.4f}"
+
+    tested = comparisons(spec, rows, out, metrics)
+    assert tested["noise"].tolist() == ["0%", "20%", "50%"] and (tested["method"] == "B").all()
+    np.testing.assert_allclose(tested["difference"], [0.05, 0.07, 0.1], atol=0.005)
+    assert tested["significant"].all()
+    by_hand = compare(*(
+        {cell.seed: read_users(cell.key, out)["recall@5"] for cell in spec.cells
+         if (cell.method, cell.noise) == (method, "20%")}
+        for method in ("B", "A")
+    ))
+    assert tested.iloc[1]["p_users"] == by_hand.p_users and tested.iloc[1]["low"] == by_hand.low
+
+    curve = curves(spec, rows, metrics)
+    assert set(curve["kind"]) == {"interactions"} and len(curve) == 6
+    of_a = curve[curve["method"] == "A"]
+    assert of_a["level"].tolist() == [0.0, 0.2, 0.5]
+    np.testing.assert_allclose(of_a["recall@5 kept"], [1, 0.9, 0.75], atol=0.01)
+
+
+def test_the_report_is_two_files_and_the_page_needs_no_network(finished: tuple[Any, Path]) -> None:
+    spec, out = finished
+    markdown, page = (path.read_text(encoding="utf-8") for path in write_report(spec, out))
+    for word in ("## Results", "## Against A", "## Robustness", "## Environment", "| toy", "abc"):
+        assert word in markdown
+    assert page.count("<table") == 4 and page.count("plotly-graph-div") >= 4
+    assert 'src="http' not in page
+    (out / "cells" / f"{spec.cells[0].key}.json").unlink()
+    write_report(spec, out)
+    assert "1 of 18 runs are missing" in (out / "report.md").read_text(encoding="utf-8")
