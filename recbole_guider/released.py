@@ -49,8 +49,8 @@ class ReleasedTeacher(FREEDOM):
 
         L = - mean_b[ w_b log sig(y_ui - y_uj) ]
 
-    and w by :func:`interaction_weights` from the modalities ``image`` and ``text``. Where the data have no modalities of
-    these names the first two take their places, and with fewer than two every w is 1.
+    and w by :func:`interaction_weights` from the modalities ``image`` and ``text``. Where the data have no modalities
+    of these names the first two take their places, and with fewer than two every w is 1.
 
     The linear maps behind w get no gradient, here as in the published code: a threshold and signs have none.
     """
@@ -113,7 +113,8 @@ def compared_modalities(names: list[str]) -> list[str]:
 
 
 def row_divergence(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
-    """KL( softmax(teacher) || softmax(student) ) of score rows [B, n], their mean, or mean by ``weight`` [B]; scalar."""
+    """KL( softmax(teacher) || softmax(student) ) of score rows [B, n]: their mean, by ``weight`` [B] if given; scalar.
+    """
     target = softmax(teacher, dim=1)
     rows = (torch.special.xlogy(target, target) - target * log_softmax(student, dim=1)).sum(dim=1)
     return rows.mean() if weight is None else (weight * rows).sum() / weight.sum()
@@ -131,7 +132,8 @@ class ReleasedDistiller(Distiller):
     ) -> None:
         if student.kind == CANDIDATES:
             raise GuiderError(
-                f"guider.variant is released: it compares whole score rows, and {student.name} scores pairs; use project."
+                f"guider.variant is released: it compares whole score rows, and {student.name} scores pairs; use "
+                f"project."
             )
         super().__init__(settings, student, teacher, unit_length, seed)
 
