@@ -113,7 +113,8 @@ def compared_modalities(names: list[str]) -> list[str]:
 
 
 def row_divergence(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
-    """KL( softmax(teacher) || softmax(student) ) of score rows [B, n], their mean, or mean by ``weight`` [B]."""
+    """KL( softmax(teacher) || softmax(student) ) of score rows [B, n]: their mean, by ``weight`` [B] if given; scalar.
+    """
     target = softmax(teacher, dim=1)
     rows = (torch.special.xlogy(target, target) - target * log_softmax(student, dim=1)).sum(dim=1)
     return rows.mean() if weight is None else (weight * rows).sum() / weight.sum()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import pytest
 from recbole.model.general_recommender import BPR, LightGCN
 from recbole.utils import ModelType, get_model
 
+from recbole_guider.cli import main
+from recbole_guider.config import GuiderConfig
+from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.errors import GuiderError
 from recbole_guider.model.freedom import FREEDOM
-from recbole_guider.registry import get_model_class, list_models
+from recbole_guider.registry import ModelInfo, get_model_class, list_models
+from recbole_guider.teaching.scoring import Scoring
 
 
 def test_names_give_the_classes():
@@ -87,3 +92,35 @@ def test_kinds_and_content_of_this_packages_models():
     assert models["DGCN"][1:] == models["LayerGCN"][1:] == ("id-based", "none", "factorised")
     assert models["MMGCF"][1:] == models["FREEDOM"][1:] == ("multimodal", "any", "factorised")
     assert models["ItemKNNCBF"][1:] == ("traditional", "any", "none")
+
+
+OURS = [info for info in list_models() if get_model_class(info.name).__module__.startswith("recbole_guider.")]
+
+
+@pytest.mark.parametrize("info", OURS, ids=lambda info: info.name)
+def test_the_list_is_true_of_this_packages_models(info, toy):
+    def built(**changes):
+        config = GuiderConfig(info.name, "toy", config_dict={**toy, **changes}, command_line=[])
+        train, _, _ = prepare_data(config, build_dataset(config))
+        return config.model_class(config, train.dataset)
+
+    model = built()
+    if info.distillation != "none":
+        assert Scoring(model.eval()).kind == info.distillation
+    assert (info.kind == "traditional") == (info.distillation == "none") == (type(model).type != ModelType.GENERAL)
+    if info.kind != "traditional":
+        assert (info.kind == "multimodal") == (info.modalities == "any")
+    # one that needs content says that there is none, any other one is made without
+    if info.modalities == "any":
+        with pytest.raises(GuiderError, match="no content"):
+            built(modalities=None)
+    else:
+        built(modalities=None)
+
+
+def test_the_command_prints_the_list(capsys):
+    assert main(["models"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == list(ModelInfo._fields) and [tuple(line) for line in lines[2:]] == list_models()
+    assert main(["models", "--json"]) == 0
+    assert [ModelInfo(**each) for each in json.loads(capsys.readouterr().out)] == list_models()

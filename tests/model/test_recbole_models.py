@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
 from recbole_guider.registry import get_model_class, list_models
 from recbole_guider.teaching.scoring import Scoring, trainable
-from recbole_guider.trainer import GuiderTraining
+from recbole_guider.trainer import GuiderTraining, trainer_class
 
 MODELS = [
     info.name
@@ -268,3 +269,28 @@ def test_ract_saves_its_weights_though_its_stage_is_shorter_than_a_save_step(toy
 def test_models_of_whole_users_get_their_loader(toy: dict[str, Any]) -> None:
     config = GuiderConfig("GUIDER_MultiVAE", "toy", config_dict=toy, command_line=[])
     assert isinstance(_prepare(config)[1], UserDataLoader)
+
+
+def test_the_page_says_what_applies(toy: dict[str, Any]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "recbole_models.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    said = {row[0]: (row + [""])[1:6] for row in rows[1:]}
+    assert set(said) == set(MODELS)
+    words = {"thinned": "rows", "history": "weighted histories", "thinned history": "thinned histories"}
+    for name, (distillation, dbpr, weighting, as_teacher, trainer) in said.items():
+        block = {**QUICK, "teacher": name, "teacher_parameters": SMALL.get(name, {})}
+        config = GuiderConfig(
+            f"GUIDER_{name}", "toy", config_dict=settings_of(name, toy, guider=block), command_line=[]
+        )
+        train, _, _ = prepare_data(config, build_dataset(config))
+        model = config.model_class(config, train.dataset)
+        assert (model.student_scoring.kind, words[model.weighting]) == (distillation, weighting), name
+        assert (dbpr == "yes") == (distillation != "rows"), name
+        assert as_teacher == ("DBPR" if model.teacher_learns_dbpr else "own loss"), name
+        own = trainer_class(config).__mro__[2:]
+        assert (trainer or "Trainer") in {each.__name__ for each in own if each.__module__ == "recbole.trainer.trainer"}
+    untrained = re.search(r"^(.*?) have nothing to train", page, re.MULTILINE | re.DOTALL)[1].split("\n\n")[-1]
+    listed = {info.name for info in list_models() if info.distillation == "none"}
+    assert set(re.findall(r"\w+", untrained.replace(" and ", " "))) == {
+        name for name in listed if get_model_class(name).__module__.startswith("recbole.")
+    }
