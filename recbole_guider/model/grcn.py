@@ -26,10 +26,12 @@ class GRCN(FactorisedRecommender):
         p_u <- unit( p_u + sum over i in I_u of a_ui z_i ),   a_ui = softmax over i in I_u of <p_u, z_i>.
 
     With the final preferences, a_ui as above and b_ui = softmax over the users u of i of <p_u, z_i>, the content views
-    are [p_u + sum_i a_ui z_i] and [z_i + sum_u b_ui p_u]. An edge counts with its most confident modality, or not at
-    all: with c the confidences of nodes in modalities,
+    are [p_u + sum_i a_ui z_i] and [z_i + sum_u b_ui p_u]. An edge counts with its most confident modality: with c the
+    confidences of nodes in modalities,
 
         from item to user   w_ui = relu( max_m a_ui^m c_i^m ),   from user to item   w_iu = relu( max_m b_ui^m c_u^m ).
+
+    and not at all where that is negative; ``pruning: false`` leaves out the relu, so that no edge is cut.
 
     Convolving. ID embeddings of unit length are passed over the edges so weighted, E + W E + W^2 E (``n_layers`` = 2).
     U and V are the ID view and the content views side by side. The loss of a batch is
@@ -40,12 +42,12 @@ class GRCN(FactorisedRecommender):
     with the parameters E and p before they are scaled, means running over entries.
 
     Settings (properties/model/GRCN.yaml): ``embedding_size``, ``latent_embedding`` (the size of the content views),
-    ``n_routing``, ``n_layers``, ``reg_weight``.
+    ``n_routing``, ``n_layers``, ``pruning``, ``reg_weight``.
 
     Differences from the public code: there the routing step sends messages from users to items and reads those that
-    arrive at users, which are none, so that it does nothing (with current versions of torch_geometric; MMRec and the
-    authors' code alike). Here, as in the paper, preferences are routed; ``n_routing: 0`` gives the numbers of that
-    code. MMRec further adds the mean square of all preferences of the image modality to the loss; the authors do not.
+    arrive at users, which are none, so that it does nothing (run in MMRec; the authors' code reads the same). Here, as
+    in the paper, preferences are routed; ``n_routing: 0`` gives the numbers of that code. MMRec further adds the mean
+    square of all preferences of the image modality to the loss; the authors do not.
 
     An item without a row in some modality is described by the zero vector there: it adds nothing to preferences, and
     its edges have score 0.
@@ -63,6 +65,7 @@ class GRCN(FactorisedRecommender):
         for key in ("n_routing", "n_layers"):
             if config[key] < 0:
                 raise GuiderError(f"{key} is {config[key]}: it must be 0 or more.")
+        self.pruning: bool = config["pruning"]
         self.reg_weight: float = config["reg_weight"]
         interactions = dataset.inter_matrix(form="coo")
         graph = BipartiteGraph(interactions.row, interactions.col, self.n_users, self.n_items)
@@ -100,10 +103,10 @@ class GRCN(FactorisedRecommender):
             user_sum, item_sum = user_sum + users, item_sum + items
         return Encoding(torch.cat([user_sum, *user_views], dim=1), torch.cat([item_sum, *item_views], dim=1))
 
-    @staticmethod
-    def _refined(weights: list[Tensor], confidence: Tensor) -> Tensor:
+    def _refined(self, weights: list[Tensor], confidence: Tensor) -> Tensor:
         """The weights of edges [n_edges], from those in each modality and the confidence [n_edges, modalities]."""
-        return (torch.stack(weights, dim=1) * confidence).amax(dim=1).relu()
+        weight = (torch.stack(weights, dim=1) * confidence).amax(dim=1)
+        return weight.relu() if self.pruning else weight
 
     def regulariser(self, encoding: Encoding, interaction: Interaction) -> Tensor:
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
