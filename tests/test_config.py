@@ -17,7 +17,7 @@ from recbole.model.general_recommender import BPR, LightGCN
 import recbole_guider.config as config_module
 from recbole_guider.config import GuiderConfig, merge, parse_value, read_yaml
 from recbole_guider.errors import GuiderError
-from recbole_guider.settings import GuiderSettings
+from recbole_guider.settings import GuiderSettings, NoiseSettings
 
 #: What this package adds to RecBole's entries.
 OURS = {"guider", "denoising", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise"}
@@ -289,7 +289,7 @@ def test_the_command_line_is_read_only_where_none_is_given(monkeypatch):
 @pytest.mark.parametrize("model", ["BPR", "GUIDER_BPR"])
 def test_mask_and_noise_may_stand_at_the_top_level(model):
     config = make("--eval_mask=mmrec", "--noise.interactions=0.2", model=model)
-    noise = {"interactions": 0.2, "features": 0.0, "seed": 2020}
+    noise = NoiseSettings(interactions=0.2).model_dump()
     assert (config["eval_mask"], config["noise"]) == ("mmrec", noise)
     if config["guider"]:
         assert (config["guider"]["eval_mask"], config["guider"]["noise"]) == ("mmrec", noise)
@@ -299,7 +299,7 @@ def test_the_later_source_decides_between_block_and_top_level(tmp_path):
     file = write(tmp_path / "a.yaml", "eval_mask: mmrec\nnoise: {interactions: 0.2}\n")
     config = make("--guider.eval_mask=recbole", "--guider.noise.seed=1", files=[file])
     assert config["eval_mask"] == config["guider"]["eval_mask"] == "recbole"
-    assert config["noise"] == config["guider"]["noise"] == {"interactions": 0.2, "features": 0.0, "seed": 1}
+    assert config["noise"] == config["guider"]["noise"] == NoiseSettings(interactions=0.2, seed=1).model_dump()
     config = make("--eval_mask=mmrec", guider={"eval_mask": "recbole"})
     assert config["eval_mask"] == config["guider"]["eval_mask"] == "mmrec"
     # the block of a plain model is off as a whole

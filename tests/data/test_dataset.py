@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ def same_interactions(one, other):
 
 def prepared(config, ours: bool):
     init_seed(config["seed"], True)
-    dataset = build_dataset(config) if ours else create_dataset(config)
-    loaders = prepare_data(config, dataset) if ours else data_preparation(config, dataset)
+    # RecBole's own functions, as they are without this package
+    make, prepare = (build_dataset, prepare_data) if ours else (unwrap(create_dataset), unwrap(data_preparation))
+    dataset = make(config)
+    loaders = prepare(config, dataset)
     return dataset, loaders
 
 
