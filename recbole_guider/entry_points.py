@@ -104,7 +104,11 @@ def _checkpoints(quick_start: ModuleType) -> None:
 
 def _is_ours(config: Any) -> bool:
     loaded = sys.modules.get("recbole_guider.config")  # not loaded: nobody can have made a GuiderConfig
-    return loaded is not None and isinstance(config, loaded.GuiderConfig)
+    if loaded is None or not isinstance(config, loaded.GuiderConfig):
+        return False
+    from recbole_guider.registry import is_ours
+
+    return config.guider_settings is not None or is_ours(config["model"])
 
 
 def _replace(function: Callable[..., Any], wrapped: Callable[..., Any], home: ModuleType) -> None:

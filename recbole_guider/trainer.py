@@ -27,7 +27,7 @@ from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
 from recbole_guider.mirror_gradient import MirrorGradientTrainer
 from recbole_guider.registry import PREFIX
-from recbole_guider.teaching.weighting import ThinnedBatches
+from recbole_guider.teaching.weighting import ThinnedBatches, reads_histories
 
 #: What the three numbers of a GUIDER epoch are called in logs, bars and TensorBoard.
 LOSS_NAMES = ("teacher loss", "student loss", "distillation loss")
@@ -207,7 +207,9 @@ class GuiderTraining(PlainCheckpoints):
             self._teacher_loader = get_dataloader(own, "train")(
                 own, train_data.dataset, train_data._sampler, shuffle=True
             )
-        return ThinnedBatches(self._teacher_loader, self._row_probability(self._teacher_loader), self._order)
+        weighed = not self.model.parts.calibrates or reads_histories(self.model.teacher)
+        probability = None if weighed else self._row_probability(self._teacher_loader)
+        return ThinnedBatches(self._teacher_loader, probability, self._order)
 
     def _student_batches(self, train_data: Any) -> Any:
         """RecBole's training loader, or what the student is to see of it, or DBPR's batches."""
@@ -262,11 +264,11 @@ class GuiderTraining(PlainCheckpoints):
 
     def _pretrain_teacher(self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool) -> None:
         """Train the teacher alone until its validation score stops rising, and keep it as it was at its best."""
-        batches = self._teacher_batches(train_data)
         best_score, waited = (-np.inf if self.valid_metric_bigger else np.inf), 0
         best_state = deepcopy(self.model.teacher.state_dict())
         for epoch_idx in range(self.epochs):
             start = time()
+            batches = self._teacher_batches(train_data)
             self.model.begin_epoch()
             with _progress_bar(f"Teach {epoch_idx:>5}", len(batches), show_progress) as bar:
                 loss = self._teacher_pass(_Watched(batches, bar, self.model.last_losses), epoch_idx)

@@ -64,7 +64,7 @@ class Guider(FactorisedRecommender):
         if self.settings.distillation.objective != "none" or "distillation" in self.parts.ignored:
             self.teacher = self.parts.build_teacher(self.parts.teacher_config(config), dataset)
             self.teacher_scoring = Scoring(self.teacher)
-        self._check()
+        self._check(config)
         seed: int = config["seed"]
         users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
         self.dbpr = DBPR(
@@ -110,8 +110,7 @@ class Guider(FactorisedRecommender):
     @property
     def teacher_needs_negatives(self) -> bool:
         """Whether the teacher's loss has a part that compares a sampled item (as FREEDOM's content terms do)."""
-        own = type(self.teacher)
-        return issubclass(own, FactorisedRecommender) and own.auxiliary_loss is not FactorisedRecommender.auxiliary_loss
+        return _has_auxiliary_loss(self.teacher)
 
     @property
     def weighting(self) -> str:
@@ -157,7 +156,7 @@ class Guider(FactorisedRecommender):
             )
         return list(dict.fromkeys(notes))
 
-    def _check(self) -> None:
+    def _check(self, config: Any) -> None:
         """Raise for what cannot work with these two models, before anything is trained."""
         settings = self.settings
         if self.student_learns_dbpr and self.student_scoring.kind == ROWS:
@@ -165,6 +164,14 @@ class Guider(FactorisedRecommender):
                 f"guider.student_loss is dbpr: it needs scores of single pairs, and {self.backbone.__name__} gives "
                 f"whole rows only; use own."
             )
+        learners = [self.teacher] if self.teacher_learns_dbpr else []
+        learners += [self.student] if self.student_learns_dbpr else []
+        if config["train_neg_sample_args"]["distribution"] == "none":
+            for model in filter(_has_auxiliary_loss, learners):
+                raise GuiderError(
+                    f"train_neg_sample_args is none: the loss of {type(model).__name__} compares sampled items; give "
+                    f"{{distribution: uniform, sample_num: 1}}."
+                )
         if settings.calibration.recalibrate_every and "calibration" not in self.parts.ignored:
             scoring = self.teacher_scoring
             if scoring is None or not scoring.factorised:
@@ -394,6 +401,11 @@ def _weigh_after_loading(model: Guider, incompatible_keys: Any) -> None:
 def _parts(losses: Any) -> tuple[Tensor, ...]:
     """A model's loss as a tuple of scalars; some of RecBole's have a shape of one."""
     return tuple(loss.sum() for loss in (losses if isinstance(losses, tuple) else (losses,)))
+
+
+def _has_auxiliary_loss(model: nn.Module | None) -> bool:
+    own = type(model)
+    return issubclass(own, FactorisedRecommender) and own.auxiliary_loss is not FactorisedRecommender.auxiliary_loss
 
 
 def _beside_ranking(model: FactorisedRecommender, encoding: Encoding, interaction: Interaction) -> Tensor | float:

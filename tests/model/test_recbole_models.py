@@ -171,9 +171,13 @@ def test_what_cannot_work_is_an_error_before_training(toy: dict[str, Any]) -> No
         ("GUIDER_BPR", {"teacher": "EASE"}, "guider.teacher: model EASE is of type traditional"),
         ("GUIDER_BPR", {"teacher": "GUIDER_BPR"}, "GUIDER_BPR is a denoised model; name BPR"),
         ("GUIDER_NCEPLRec", {}, "solved when it is made"),
+        ("GUIDER_ENMF", {"teacher": "FREEDOM"}, "train_neg_sample_args is none: the loss of FREEDOM compares sampled"),
     ]:
+        settings = {**toy, "guider": block}
+        if model == "GUIDER_ENMF":
+            settings["train_neg_sample_args"] = None
         with pytest.raises(GuiderError, match=message):
-            config = GuiderConfig(model, "toy", config_dict={**toy, "guider": block}, command_line=[])
+            config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
             _prepare(config)
 
 
