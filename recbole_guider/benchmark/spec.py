@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,14 +127,24 @@ def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
     cells = tuple(_cells(settings))
     if not cells:
         raise GuiderError(f"{file}: skip leaves nothing to run.")
-    for cell in cells:
-        if cell.seed == settings.seeds[0]:
-            try:
-                cell.config()
-            except GuiderError as error:
-                place = ", ".join(f"{key} {value}" for key, value in cell.labels.items() if key != "seed")
-                raise GuiderError(f"{file}, {place}: {error}") from error
+    for cell in _representatives(cells):
+        try:
+            cell.config()
+        except GuiderError as error:
+            place = ", ".join(f"{key} {value}" for key, value in cell.labels.items() if key != "seed")
+            raise GuiderError(f"{file}, {place}: {error}") from error
     return Spec(settings, cells)
+
+
+def _representatives(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """Cells that have every model, method and data set together, and every noise, once: what is wrong is in one."""
+    combinations, noises = set(), set()
+    for cell in cells:
+        combination = (cell.dataset, cell.model, cell.method)
+        if combination not in combinations or cell.noise not in noises:
+            yield cell
+        combinations.add(combination)
+        noises.add(cell.noise)
 
 
 def _cells(spec: BenchmarkSettings) -> Iterator[Cell]:

@@ -223,6 +223,8 @@ def test_a_killed_run_resumes_to_the_same_weights(method: str, toy: dict[str, An
     block = {"method": method, "loss_form": "softmax" if method in ("t-ce", "dcf") else "own"}
     if method in ("t-ce", "t-bpr", "dcf"):
         block["steps"] = 10
+    if method == "sgdl":
+        block["history"] = 1  # so that it guides before the kill
 
     def weights(resume: str | None, kill_after: int | None) -> tuple[dict[str, torch.Tensor], str]:
         trainer, train, valid = prepared("FREEDOM", toy, block, epochs=5, resume=resume)
@@ -241,6 +243,8 @@ def test_a_killed_run_resumes_to_the_same_weights(method: str, toy: dict[str, An
 
     whole, _ = weights(None, None)
     _, last_file = weights(None, kill_after=2)
+    if method == "sgdl":
+        assert bool(torch.load(last_file, weights_only=True)["state_dict"]["method.guided"])
     resumed, _ = weights(last_file, None)
     assert set(whole) == set(resumed)
     for name, value in whole.items():
