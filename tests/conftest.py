@@ -22,10 +22,11 @@ def _in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Runs write logs and checkpoints to the current directory; no test may see another's, or our command line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["pytest"])
-    threads = torch.get_num_threads()
+    threads, level = torch.get_num_threads(), logging.getLogger().level
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    logging.getLogger().setLevel(level)  # RecBole's logger sets it
     for handler in logging.getLogger().handlers[:]:
         if isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
