@@ -43,8 +43,8 @@ def small_ray() -> Iterator[None]:
 
 @pytest.fixture
 def toy_bpr(toy: dict[str, Any]) -> dict[str, Any]:
-    """A run that takes no time: no content, no calibration."""
-    return {**{key: value for key, value in toy.items() if key != "modalities"}, "epochs": 3}
+    """A run that takes no time: no content, no calibration; and that lasts as long as it is told."""
+    return {**{key: value for key, value in toy.items() if key != "modalities"}, "epochs": 3, "stopping_step": 1000}
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
