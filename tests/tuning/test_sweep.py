@@ -36,7 +36,7 @@ MEMORY = 80_000_000
 @pytest.fixture(scope="module")
 def small_ray() -> Iterator[None]:
     """Two CPUs of this machine, for several sweeps."""
-    ray.init(num_cpus=2, object_store_memory=MEMORY, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=MEMORY, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
