@@ -36,15 +36,15 @@ MEMORY = 80_000_000
 @pytest.fixture(scope="module")
 def small_ray() -> Iterator[None]:
     """Two CPUs of this machine, for several sweeps."""
-    ray.init(num_cpus=2, object_store_memory=MEMORY, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=MEMORY, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
 @pytest.fixture
 def toy_bpr(toy: dict[str, Any]) -> dict[str, Any]:
-    """A run that takes no time: no content, no calibration."""
-    return {**{key: value for key, value in toy.items() if key != "modalities"}, "epochs": 3}
+    """A run that takes no time: no content, no calibration; and that lasts as long as it is told."""
+    return {**{key: value for key, value in toy.items() if key != "modalities"}, "epochs": 3, "stopping_step": 1000}
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
