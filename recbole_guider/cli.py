@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL, __version__
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, ProcessFailed
 
 
 class Command(NamedTuple):
@@ -70,6 +70,9 @@ def _guarded(command: Command, arguments: argparse.Namespace, rest: list[str]) -
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except ProcessFailed as error:
+        print(f"{error.details}error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -82,15 +85,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
     parser.add_argument("--config_files", default=None, help="property files, separated by spaces")
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
+    parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines (default: nproc)")
+    parser.add_argument("--ip", default="localhost", help="the machine of process 0, for several machines")
+    parser.add_argument("--port", type=int, default=None,
+                        help="its port where the processes meet (default: any free one; for several machines 5678)")
+    parser.add_argument("--group_offset", type=int, default=0,
+                        help="the number of the first process on this machine (default: 0)")
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from recbole_guider.parallel.launch import Processes
     from recbole_guider.quick_start import run_from_command_line
 
-    if arguments.nproc != 1:
-        raise GuiderError(f"--nproc is {arguments.nproc}: training in several processes is not supported yet, use 1.")
     run_from_command_line(
-        arguments.model, arguments.dataset, arguments.config_files.split() if arguments.config_files else None, rest
+        arguments.model,
+        arguments.dataset,
+        arguments.config_files.split() if arguments.config_files else None,
+        rest,
+        Processes(arguments.nproc, arguments.world_size, arguments.ip, arguments.port, arguments.group_offset),
     )
 
 

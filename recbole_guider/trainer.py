@@ -20,6 +20,8 @@ from recbole_guider.amsc import Calibration
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
 from recbole_guider.checkpoint import PlainCheckpoints
 from recbole_guider.errors import GuiderError
+from recbole_guider.parallel.group import is_parallel, once
+from recbole_guider.parallel.trainer import ParallelTraining, require_dealable
 
 #: What the three numbers of a GUIDER epoch are called in logs, bars and TensorBoard.
 LOSS_NAMES = ("teacher loss", "student loss", "distillation loss")
@@ -135,7 +137,9 @@ class GuiderTraining(PlainCheckpoints):
 
     def _calibrate(self, dataset: Any, behaviour_embeddings: np.ndarray | None = None) -> None:
         start = time()
-        self.calibration = calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
+        self.calibration = once(
+            lambda: calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
+        )
         self.clean_probability = torch.from_numpy(np.asarray(self.calibration.clean_probability, dtype=np.float32))
         self.calibration_summary = summary(self.calibration)
         self._log_calibration(time() - start)
@@ -304,6 +308,9 @@ def _with(mixin: type, trainer: type) -> type:
 def trainer_class(config: Any) -> type:
     """The trainer of a run: RecBole's choice for the backbone, with GUIDER's training where its block is on."""
     trainer = get_trainer(config["MODEL_TYPE"], config["backbone"])
+    if is_parallel():
+        require_dealable(trainer, config["backbone"])
+        trainer = _with(ParallelTraining, trainer)
     if config.guider_settings is None:
         return _with(PlainCheckpoints, trainer)
     return GuiderTrainer if trainer is Trainer else _with(GuiderTraining, trainer)

@@ -24,6 +24,7 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.losses import dbpr_loss, soft_negative
 from recbole_guider.model.base import Encoding, FactorisedRecommender, factorised_encoding, scores_factorise
 from recbole_guider.model.fast_lightgcn import FastLightGCN
+from recbole_guider.parallel.batch import sum_of_parts, whole_batch
 from recbole_guider.settings import DBPRSettings, GuiderSettings
 
 #: RecBole models that this package computes faster, with the same parameters, loss and scores.
@@ -141,7 +142,7 @@ class Guider(FactorisedRecommender):
             distilled = torch.zeros_like(own)
         else:
             distilled = self._distillation(encoding, interaction)
-            own_weight, weight = self._balance(own, distilled, encoding)
+            own_weight, weight = self._balance(own, distilled, encoding, interaction)
             own, distilled = own_weight * own, weight * distilled
             self.last_losses["distillation"] = distilled.item()
         self.last_losses["student"] = own.item()
@@ -188,11 +189,15 @@ class Guider(FactorisedRecommender):
             usable = usable[place]
         true_score = false_score = None
         if settings.eta:
-            false = torch.nonzero(clean < 0.5).squeeze(1)
-            drawn = self.true_profiles.draw(user[false].cpu().numpy(), self.generator("eta")).to(user.device)
+            # pairs are drawn for the whole batch: a part has them all
+            batch = whole_batch(interaction)
+            false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
+            drawn = self.true_profiles.draw(batch[self.USER_ID][false].cpu().numpy(), self.generator("eta"))
+            drawn = drawn.to(user.device)
             false, drawn = false[drawn >= 0], drawn[drawn >= 0]
-            true_score = (rows[false] * unit(items[drawn])).sum(dim=1)
-            false_score = positive[false]
+            owners = unit(users[batch[self.USER_ID][false]])
+            true_score = (owners * unit(items[drawn])).sum(dim=1)
+            false_score = (owners * unit(items[batch[self.ITEM_ID][false]])).sum(dim=1)
         return dbpr_loss(
             positive,
             negative,
@@ -211,7 +216,8 @@ class Guider(FactorisedRecommender):
         settings = self.settings.distillation
         teacher_users, _ = self._teacher_matrices  # type: ignore[misc]  # checked by the caller
         size = settings.users if encoding is not None else min(settings.users, N_CANDIDATE_USERS)
-        batch = self._distinct_users(interaction[self.USER_ID], size)
+        # the plan is over the users of the whole batch: a part computes all of it
+        batch = self._distinct_users(whole_batch(interaction)[self.USER_ID], size)
         if encoding is None or settings.objective == "kl":
             student_scores, teacher_scores = self._candidate_scores(batch, encoding)
             if settings.objective == "kl":
@@ -262,7 +268,9 @@ class Guider(FactorisedRecommender):
             student_scores = self.student.predict(pairs).view(len(batch), -1)
         return student_scores, all_scores.gather(1, chosen)
 
-    def _balance(self, own: Tensor, distilled: Tensor, encoding: Encoding | None) -> tuple[float, float]:
+    def _balance(
+        self, own: Tensor, distilled: Tensor, encoding: Encoding | None, interaction: Interaction
+    ) -> tuple[float, float]:
         settings = self.settings.distillation
         if settings.balance == "fixed":
             return 1.0, settings.weight * settings.interval
@@ -275,7 +283,7 @@ class Guider(FactorisedRecommender):
         gradients = [
             torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True) for loss in (own, distilled)
         ]
-        return min_norm_weights(*gradients)
+        return min_norm_weights(sum_of_parts(gradients[0], interaction), gradients[1])
 
     # -- scoring --------------------------------------------------------------------------------------------------
 
