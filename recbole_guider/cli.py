@@ -125,6 +125,28 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
     print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")
 
 
+# -- calibrate ----------------------------------------------------------------------------------------------------
+
+
+def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("interactions", nargs="+", help="parquet files, folders of them or patterns: a row for each pair")
+    parser.add_argument("--out", required=True, help="the folder to write, which must not exist")
+    parser.add_argument("--feature", action="append", default=[], metavar="NAME=ROWS.npy[,IDS.txt]",
+                        help="a modality: row r belongs to item r, or to the id in line r of IDS.txt; repeat for more")
+    parser.add_argument("--user", default="user", help="the column of the users (default: user)")
+    parser.add_argument("--item", default="item", help="the column of the items (default: item)")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
+    parser.add_argument("--buckets", type=int, help="pieces of the log (default: as many as keep them small)")
+    parser.add_argument("--config_files", default=None, help="property files with a guider block, separated by spaces")
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto (default: this machine)")
+
+
+def _calibrate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from recbole_guider.amsc.command import run
+
+    run(arguments, rest)
+
+
 COMMANDS = {
     "run": Command(
         "train and test a model", add_run_arguments, _run, takes_settings=True,
@@ -132,6 +154,15 @@ COMMANDS = {
         epilog="""\
 Every setting of RecBole and of GUIDER can follow as --key=value, nested ones with dots:
   --epochs=20 --learning_rate=0.001 --guider.dbpr.eta=0.3 --guider=false
+""",
+    ),
+    "calibrate": Command(
+        "say of each interaction of a log in parquet files whether it is noise", _add_calibrate_arguments, _calibrate,
+        takes_settings=True,
+        description="AMSC on parquet files of any size, on this machine or on a Ray cluster, without training a model.",
+        epilog="""\
+  recbole-guider calibrate log/*.parquet --feature text=text.npy --feature image=image.npy,ids.txt --out calibrated
+The settings of guider.calibration can follow, as --guider.calibration.decision=quantile.
 """,
     ),
     "convert": Command(

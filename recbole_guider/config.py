@@ -35,7 +35,7 @@ _LAUNCHER_FLAGS = {
     *("--model", "-m", "--dataset", "-d", "--config_files", "--nproc", "--ip", "--port", "--world_size"),
     "--group_offset",
 }
-_SUBCOMMANDS = {"run", "tune", "audit", "convert", "noise", "benchmark"}
+_SUBCOMMANDS = {"run", "tune", "audit", "calibrate", "convert", "noise", "benchmark"}
 
 #: Keys that belong to the process or follow from others; a stored configuration leaves them out.
 _NOT_STORED = {
