@@ -129,7 +129,7 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("interactions", nargs="+", help="parquet files, folders of them or patterns: a row for each pair")
+    parser.add_argument("interactions", nargs="+", help="parquet files, folders or patterns: a row for each pair")
     parser.add_argument("--out", required=True, help="the folder to write, which must not exist")
     parser.add_argument("--feature", action="append", default=[], metavar="NAME=ROWS.npy[,IDS.txt]",
                         help="a modality: row r belongs to item r, or to the id in line r of IDS.txt; repeat for more")
