@@ -249,7 +249,7 @@ def test_the_regulariser_of_parts_is_that_of_the_batch(norm: int, monkeypatch: p
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"model": "LightGCN", "denoising": "tce"}, r"^denoising is tce: .* --nproc 1\.$"),
+        ({"model": "LightGCN", "denoising": "t-ce"}, r"^denoising is t-ce: .* --nproc 1\.$"),
         ({"model": "GUIDER_LightGCN", "guider": {"variant": "released"}}, r"^guider\.variant is released: .*--nproc 1"),
     ],
 )

@@ -106,7 +106,7 @@ def require_exact(config: Any) -> None:
     elif config.guider_settings is not None and config.guider_settings.variant == "released":
         setting = "guider.variant is released"
     if setting is not None:
-        raise GuiderError(f"{setting}: what it makes of a batch cannot be shared out to several processes; use --nproc 1.")
+        raise GuiderError(f"{setting}: what it makes of a batch cannot be shared by processes; use --nproc 1.")
 
 
 class _NoWriter:
