@@ -179,7 +179,7 @@ def test_what_was_learned_is_sent_once_and_tasks_carry_none_of_it(log, features,
     wide = {"image": rng.normal(size=(N_ITEMS, 2000)).astype(np.float32)}  # 720 kB
     settings = CalibrationSettings(learned=False)
     calibrate_parquet(folder, wide, tmp_path / "out", seed=3, buckets=6, settings=settings)
-    assert stored.count("Judge") == 1 and len(stored) == 2  # the other says where the pieces of the log lie
+    assert stored.count("Judge") == stored.count("_Pieces") == 1  # newer Ray stores things of its own
     assert len(closures) == 4 and max(closures) < 100_000
 
 
