@@ -14,6 +14,7 @@ import torch
 from recbole.utils import set_color
 
 from recbole_guider.errors import GuiderError
+from recbole_guider.parallel import group
 
 if TYPE_CHECKING:
     from recbole.trainer import Trainer as _Trainer
@@ -91,9 +92,16 @@ def random_state(train_data: Any) -> dict[str, Any]:
         "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss),
                   float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": _cuda_state(),
         "loader": train_data.generator.get_state(),
     }
+
+
+def _cuda_state() -> list[torch.Tensor]:
+    if not torch.cuda.is_available():
+        return []
+    # one of several processes uses its own device only, and all of them draw the same
+    return [torch.cuda.get_rng_state()] if group.is_parallel() else torch.cuda.get_rng_state_all()
 
 
 def restore_random_state(state: Mapping[str, Any], train_data: Any) -> None:
@@ -104,7 +112,10 @@ def restore_random_state(state: Mapping[str, Any], train_data: Any) -> None:
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([entry.cpu() for entry in state["cuda"]])
+        if group.is_parallel() or len(state["cuda"]) == 1:
+            torch.cuda.set_rng_state(state["cuda"][0].cpu())
+        else:
+            torch.cuda.set_rng_state_all([entry.cpu() for entry in state["cuda"]])
     train_data.generator.set_state(state["loader"].cpu())
 
 
@@ -149,7 +160,7 @@ class PlainCheckpoints(_Trainer):
         super().__init__(config, model)
         stem, extension = os.path.splitext(self.saved_model_file)
         # RecBole names checkpoints by the second: two runs that start together would share a file
-        self.saved_model_file = f"{stem}-{secrets.token_hex(3)}{extension}"
+        self.saved_model_file = group.share(f"{stem}-{secrets.token_hex(3)}{extension}")
         self._train_data: Any = None
         self._resumed_random_state: Mapping[str, Any] | None = None
         #: learning rates and weight decays that the optimisers were made with
@@ -168,7 +179,7 @@ class PlainCheckpoints(_Trainer):
         """Take back what :meth:`extra_state` gave."""
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+        if not group.is_main():
             return
         file = kwargs.pop("saved_model_file", self.saved_model_file)
         state = {
@@ -198,20 +209,22 @@ class PlainCheckpoints(_Trainer):
         """
         backbone: Any = getattr(self.model, "student", self.model)
         weights = backbone.state_dict()
-        save({"epoch": epoch, "state_dict": weights}, saved_model_file)
+        if group.is_main():
+            save({"epoch": epoch, "state_dict": weights}, saved_model_file)
         self._save_checkpoint(epoch, verbose=False)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """Continue from a checkpoint: the weights, every optimiser, the counters and the random streams."""
-        state = load(resume_file, self.device)
-        if state["config"]["model"] != self.config["model"]:
-            raise GuiderError(
-                f"{resume_file} holds a {state['config']['model']}: it cannot continue as {self.config['model']}."
-            )
-        self.optimizer = getattr(self, state["optimizers"]["at_work"])
-        self._built_with = self._optimizer_settings()
-        super().resume_checkpoint(resume_file)
-        load_optimizers(self, state["optimizers"])
+        with group.file_of_main(resume_file) as file:
+            state = load(file, self.device)
+            if state["config"]["model"] != self.config["model"]:
+                raise GuiderError(
+                    f"{resume_file} holds a {state['config']['model']}: it cannot continue as {self.config['model']}."
+                )
+            self.optimizer = getattr(self, state["optimizers"]["at_work"])
+            self._built_with = self._optimizer_settings()
+            super().resume_checkpoint(file)
+            load_optimizers(self, state["optimizers"])
         self.saved_model_file = os.path.join(os.path.dirname(str(resume_file)), state["best_model_file"])
         self.best_valid_result = state["best_valid_result"]
         self._resumed_random_state = state["random_state"]
@@ -225,7 +238,7 @@ class PlainCheckpoints(_Trainer):
     def _optimizer_settings(self) -> dict[str, list[list[float]]]:
         """Optimiser -> learning rate and weight decay of each group."""
         return {
-            name: [[float(group["lr"]), float(group.get("weight_decay", 0.0))] for group in optimizer.param_groups]
+            name: [[float(each["lr"]), float(each.get("weight_decay", 0.0))] for each in optimizer.param_groups]
             for name, optimizer in self._optimizers().items()
         }
 
@@ -234,8 +247,8 @@ class PlainCheckpoints(_Trainer):
         for name, optimizer in self._optimizers().items():
             if own[name] == stored.get(name, own[name]):
                 continue
-            for group, (learning_rate, weight_decay) in zip(optimizer.param_groups, own[name], strict=True):
-                group.update(lr=learning_rate, weight_decay=weight_decay)
+            for options, (learning_rate, weight_decay) in zip(optimizer.param_groups, own[name], strict=True):
+                options.update(lr=learning_rate, weight_decay=weight_decay)
 
     def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True,
             show_progress: bool = False, callback_fn: Any = None) -> tuple[float, Any]:
@@ -255,8 +268,9 @@ class PlainCheckpoints(_Trainer):
         result = super().fit(
             train_data, valid_data, verbose, saved, show_progress, after_evaluation
         )
-        if saved and self.train_loss_dict and not Path(self.saved_model_file).exists():
+        if saved and self.train_loss_dict and group.is_main() and not Path(self.saved_model_file).exists():
             # a trainer that never validates (a stage of RaCT) has saved nothing yet
             self._save_checkpoint(max(self.train_loss_dict), verbose=False)
-        Path(self.last_model_file).unlink(missing_ok=True)
+        if group.is_main():
+            Path(self.last_model_file).unlink(missing_ok=True)
         return result

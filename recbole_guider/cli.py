@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL, __version__
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, ProcessFailed
 
 
 class Command(NamedTuple):
@@ -72,6 +72,9 @@ def _guarded(command: Command, arguments: argparse.Namespace, rest: list[str]) -
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except ProcessFailed as error:
+        print(f"{error.details}error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -84,15 +87,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
     parser.add_argument("--config_files", default=None, help="property files, separated by spaces")
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
+    parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines (default: nproc)")
+    parser.add_argument("--ip", default="localhost", help="the machine of process 0, for several machines")
+    parser.add_argument("--port", type=int, default=None,
+                        help="its port where the processes meet (default: any free one; for several machines 5678)")
+    parser.add_argument("--group_offset", type=int, default=0,
+                        help="the number of the first process on this machine (default: 0)")
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from recbole_guider.parallel.launch import Processes
     from recbole_guider.quick_start import run_from_command_line
 
-    if arguments.nproc != 1:
-        raise GuiderError(f"--nproc is {arguments.nproc}: training in several processes is not supported yet, use 1.")
     run_from_command_line(
-        arguments.model, arguments.dataset, arguments.config_files.split() if arguments.config_files else None, rest
+        arguments.model,
+        arguments.dataset,
+        arguments.config_files.split() if arguments.config_files else None,
+        rest,
+        Processes(arguments.nproc, arguments.world_size, arguments.ip, arguments.port, arguments.group_offset),
     )
 
 
@@ -238,6 +250,28 @@ def _benchmark(arguments: argparse.Namespace, rest: list[str]) -> None:
         )
 
 
+# -- calibrate ----------------------------------------------------------------------------------------------------
+
+
+def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("interactions", nargs="+", help="parquet files, folders or patterns: a row for each pair")
+    parser.add_argument("--out", required=True, help="the folder to write, which must not exist")
+    parser.add_argument("--feature", action="append", default=[], metavar="NAME=ROWS.npy[,IDS.txt]",
+                        help="a modality: row r belongs to item r, or to the id in line r of IDS.txt; repeat for more")
+    parser.add_argument("--user", default="user", help="the column of the users (default: user)")
+    parser.add_argument("--item", default="item", help="the column of the items (default: item)")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
+    parser.add_argument("--buckets", type=int, help="pieces of the log (default: as many as keep them small)")
+    parser.add_argument("--config_files", default=None, help="property files with a guider block, separated by spaces")
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto (default: this machine)")
+
+
+def _calibrate(arguments: argparse.Namespace, rest: list[str]) -> None:
+    from recbole_guider.amsc.command import run
+
+    run(arguments, rest)
+
+
 COMMANDS = {
     "run": Command(
         "train and test a model", add_run_arguments, _run, takes_settings=True,
@@ -256,6 +290,15 @@ Settings that all trials share can follow as --key=value. A search space is a fi
   embedding_size: {choice: [32, 64]}
   guider.dbpr.eta: {uniform: [0.0, 0.3]}
   n_layers: {int: [1, 3]}
+""",
+    ),
+    "calibrate": Command(
+        "say of each interaction of a log in parquet files whether it is noise", _add_calibrate_arguments, _calibrate,
+        takes_settings=True,
+        description="AMSC on parquet files of any size, on this machine or on a Ray cluster, without training a model.",
+        epilog="""\
+  recbole-guider calibrate log/*.parquet --feature text=text.npy --feature image=image.npy,ids.txt --out calibrated
+The settings of guider.calibration can follow, as --guider.calibration.decision=quantile.
 """,
     ),
     "convert": Command(

@@ -23,6 +23,7 @@ from recbole.config import Config
 from recbole_guider import compat
 from recbole_guider.denoising.settings import COMMON_KEYS, DenoisingSettings, expanded
 from recbole_guider.errors import GuiderError
+from recbole_guider.parallel import group
 from recbole_guider.registry import PREFIX, backbone_class, check_trainable, get_model_class, guided, is_ours, know
 from recbole_guider.resources import dataset_configs_dir, properties_dir
 from recbole_guider.settings import GuiderSettings, MirrorGradientSettings
@@ -35,7 +36,7 @@ _LAUNCHER_FLAGS = {
     *("--model", "-m", "--dataset", "-d", "--config_files", "--nproc", "--ip", "--port", "--world_size"),
     "--group_offset",
 }
-_SUBCOMMANDS = {"run", "tune", "audit", "convert", "noise", "benchmark", "models"}
+_SUBCOMMANDS = {"run", "tune", "audit", "calibrate", "convert", "noise", "benchmark", "models"}
 
 #: Keys that belong to the process or follow from others; a stored configuration leaves them out.
 _NOT_STORED = {
@@ -361,9 +362,10 @@ class GuiderConfig(Config):
         return "cpu"
 
     def _join_processes(self) -> None:
-        """Become one of several processes, as RecBole does, over the backend of one's choice."""
+        """Become one of several processes, over the backend of one's choice."""
         final = self.final_config_dict
-        rank = final["local_rank"]
+        local_rank = final["local_rank"]
+        rank = local_rank + final["offset"]
         on_cuda = self._pick_device() != "cpu"
         backend = final["backend"]
         if backend not in ("auto", "nccl", "gloo"):
@@ -377,19 +379,16 @@ class GuiderConfig(Config):
                 f"nproc is {final['nproc']}, but this process sees {torch.cuda.device_count()} CUDA device(s): name as "
                 f"many in gpu_id, e.g. gpu_id=0,1."
             )
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group(
-                backend=backend,
-                rank=rank + final["offset"],
-                world_size=final["world_size"],
-                init_method=f"tcp://{final['ip']}:{final['port']}",
-            )
-        final["single_spec"] = False
-        final["device"] = torch.device("cuda", rank) if on_cuda else torch.device("cpu")
         if on_cuda:
-            torch.cuda.set_device(rank)
+            torch.cuda.set_device(local_rank)
+        group.join(backend, rank, final["world_size"], f"tcp://{final['ip']}:{final['port']}")
+        # to RecBole a process looks like a single one: recbole_guider.parallel deals batches and evaluations
+        final["single_spec"] = True
+        final["device"] = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
         if rank != 0:
-            final.update(state="error", show_progress=False, verbose=False)
+            final.update(
+                state="error", show_progress=False, log_wandb=False, save_dataset=False, save_dataloaders=False
+            )
 
     # -- views and copies
     # ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The one exception that bad input raises."""
+"""What this package raises: on bad input, and where one of several processes fails."""
 
 from __future__ import annotations
 
@@ -22,3 +22,15 @@ def one_of(key: str, value: object, allowed: Sequence[str]) -> str:
     if isinstance(value, str) and value in allowed:
         return value
     raise GuiderError(f"{key} is {value!r}: it must be {', '.join(allowed[:-1])} or {allowed[-1]}.")
+
+
+class ProcessFailed(RuntimeError):
+    """One of several processes that train together failed, for another reason than bad input.
+
+    Attributes:
+        details: the traceback of that process; empty if it left none.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details

@@ -102,8 +102,7 @@ def batch_by_memory(loader: Any) -> Any:
     """The same evaluation in larger batches where the budget allows them; any other loader is returned as it is."""
     if not is_full_sort(loader):
         return loader
-    world = 1 if loader.config["single_spec"] else loader.config["world_size"]
-    if users_per_batch(loader.config, loader._dataset.item_num) <= loader.step * world:
+    if users_per_batch(loader.config, loader._dataset.item_num) <= loader.step:
         return loader
     return MemoryBatchedEvalDataLoader(loader.config, loader._dataset, loader._sampler, shuffle=False)
 

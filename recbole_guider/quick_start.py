@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from logging import Handler, getLogger
+from logging import ERROR, Handler, getLogger
 from pathlib import Path
 from time import time
 from typing import Any
@@ -18,6 +18,9 @@ from recbole_guider.config import GuiderConfig, read_yaml
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
+from recbole_guider.parallel import group
+from recbole_guider.parallel.launch import Processes, launch
+from recbole_guider.parallel.trainer import require_same_data
 from recbole_guider.trainer import trainer_class
 
 
@@ -56,21 +59,46 @@ def run_recbole_guider(
         config_dict=dict(config_dict) if config_dict else None,
     )
     result = _run(config, saved)
-    if queue is not None and config["local_rank"] == 0:
+    if queue is not None and group.is_main():
         queue.put(result)
     return result
 
 
 def run_from_command_line(
-    model: str | None, dataset: str | None, config_file_list: Sequence[str] | None, command_line: Sequence[str]
-) -> dict[str, Any]:
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str] | None,
+    command_line: Sequence[str],
+    processes: Processes | None = None,
+) -> dict[str, Any] | None:
     """A run as ``recbole-guider run`` and ``run_recbole_guider.py`` start it.
 
     Args:
         model, dataset: the launcher's flags; None: what the files or the settings say, else the package's defaults.
         config_file_list: property files.
         command_line: the remaining arguments, settings in the form ``--key=value``.
+        processes: those that train; None: this one.
+
+    Returns:
+        As :func:`run_recbole_guider`; None on a machine that lacks process 0.
+
+    Raises:
+        GuiderError: as there.
+        ProcessFailed: one of several processes failed for another reason.
     """
+    arguments = (model, dataset, config_file_list, command_line)
+    if processes is not None and processes.several:
+        return launch(_run_command_line, processes, *arguments)
+    return _run_command_line({}, *arguments)
+
+
+def _run_command_line(
+    process: Mapping[str, Any],
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str] | None,
+    command_line: Sequence[str],
+) -> dict[str, Any]:
     in_files: dict[str, Any] = {}
     for file in config_file_list or ():
         in_files.update(read_yaml(file))
@@ -78,13 +106,58 @@ def run_from_command_line(
         model=model or in_files.get("model", DEFAULT_MODEL),
         dataset=dataset or in_files.get("dataset", DEFAULT_DATASET),
         config_file_list=config_file_list,
+        config_dict=process,
         command_line=command_line,
     )
     return _run(config, saved=True)
 
 
+def run(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    nproc: int = 1,
+    world_size: int = -1,
+    ip: str = "localhost",
+    port: int | str | None = None,
+    group_offset: int = 0,
+) -> dict[str, Any] | None:
+    """:func:`run_recbole_guider` by several processes, on one machine or on several; RecBole's ``run``.
+
+    A script that calls this needs ``if __name__ == "__main__":`` around what it does, since the processes import it.
+
+    Args:
+        model, dataset, config_file_list, config_dict, saved: as there.
+        nproc, world_size, ip, port, group_offset: see :class:`~recbole_guider.parallel.launch.Processes`.
+
+    Returns:
+        As there, the same numbers as of one process; None on a machine that lacks process 0.
+
+    Raises:
+        GuiderError: as there.
+        ProcessFailed: a process failed for another reason.
+    """
+    processes = Processes(nproc, world_size, ip, None if port is None else int(port), group_offset)
+    arguments = (model, dataset, config_file_list, dict(config_dict or {}), saved)
+    return launch(_run_process, processes, *arguments) if processes.several else _run_process({}, *arguments)
+
+
+def _run_process(
+    process: Mapping[str, Any],
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str] | None,
+    config_dict: Mapping[str, Any],
+    saved: bool,
+) -> dict[str, Any]:
+    return run_recbole_guider(model, dataset, config_file_list, {**config_dict, **process}, saved)
+
+
 def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, Any]:
     start = time()
+    verbose = verbose and group.is_main()
     trainer, train_data, valid_data, test_data = _prepare(config)
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
@@ -117,7 +190,7 @@ def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, A
 
 def _prepare(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any]:
     """Logger, data, model and trainer of a run, seeded as RecBole seeds them; ``dataset``: if it is built already."""
-    if config["resume"] and not Path(config["resume"]).is_file():
+    if config["resume"] and group.is_main() and not Path(config["resume"]).is_file():
         raise GuiderError(f"resume is {config['resume']}: there is no such checkpoint.")
     init_seed(config["seed"], config["reproducibility"])
     _init_logger(config)
@@ -127,7 +200,8 @@ def _prepare(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, 
         dataset = build_dataset(config)
     logger.info(dataset)
     train_data, valid_data, test_data = prepare_data(config, dataset)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    require_same_data(train_data.dataset)
+    init_seed(config["seed"], config["reproducibility"])  # several processes: all draw the same
     model = config.model_class(config, train_data.dataset).to(config["device"])
     logger.info(model)
     # GUIDER reads content for its calibration: read now, bad content is an error before training
@@ -201,6 +275,9 @@ def _init_logger(config: GuiderConfig) -> None:
         if getattr(handler, "_recbole_guider", False):
             root.removeHandler(handler)
             handler.close()
+    if not group.is_main():
+        root.setLevel(ERROR)
+        return
     before = set(root.handlers)
     init_logger(config)
     for handler in set(root.handlers) - before:

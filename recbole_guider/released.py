@@ -174,7 +174,9 @@ def min_norm_coefficients(own: Sequence[Tensor], distilled: Sequence[Tensor]) ->
     return max(weight, FLOORS[0]), max(1 - weight, FLOORS[1])
 
 
-def balance(own: Tensor, distilled: Tensor, shared: Sequence[Tensor], settings: GuiderSettings) -> tuple[float, float]:
+def balance(
+    own: Tensor, distilled: Tensor, shared: Sequence[Tensor], settings: GuiderSettings, interaction: Interaction
+) -> tuple[float, float]:
     """:func:`min_norm_coefficients` of two losses that depend on the parameters ``shared``."""
     gradients = [
         torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)

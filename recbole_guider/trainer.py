@@ -26,6 +26,8 @@ from recbole_guider.denoising.training import DenoisingTraining
 from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
 from recbole_guider.mirror_gradient import MirrorGradientTrainer
+from recbole_guider.parallel.group import is_parallel, once
+from recbole_guider.parallel.trainer import ParallelTraining, require_dealable, require_exact
 from recbole_guider.registry import PREFIX
 from recbole_guider.teaching.weighting import ThinnedBatches, reads_histories
 
@@ -153,7 +155,9 @@ class GuiderTraining(PlainCheckpoints):
         if not self.model.parts.calibrates:
             self.clean_probability = torch.ones(len(dataset.inter_feat))
             return
-        self.calibration = calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
+        self.calibration = once(
+            lambda: calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
+        )
         self.clean_probability = torch.from_numpy(np.asarray(self.calibration.clean_probability, dtype=np.float32))
         self.calibration_summary = summary(self.calibration, dataset)
         self._log_calibration(time() - start)
@@ -235,6 +239,8 @@ class GuiderTraining(PlainCheckpoints):
 
     def _teacher_pass(self, batches: Any, epoch_idx: int) -> float:
         self.optimizer.zero_grad(set_to_none=True)
+        if isinstance(self, ParallelTraining):
+            self.check_losses()
         if self.teacher_trainer is not None:
             return self.teacher_trainer._train_epoch(batches, epoch_idx)
         with self._teaching():
@@ -360,6 +366,9 @@ def _own_trainer(config: Any, teacher: Any) -> Trainer | None:
     if trainer._train_epoch is Trainer._train_epoch:
         return None
     config["log_wandb"] = False  # the run's trainer does
+    if is_parallel():
+        require_dealable(trainer, config["model"])
+        trainer = type(f"Parallel{trainer.__name__}", (ParallelTraining, trainer), {"__module__": __name__})
     return trainer(config, teacher)
 
 
@@ -372,6 +381,8 @@ def _with(mixin: type, trainer: type) -> type:
 
 def trainer_class(config: Any) -> type:
     """The trainer of a run: RecBole's choice for the backbone, with GUIDER's or a denoising method's training."""
+    if is_parallel():
+        require_exact(config)
     if config.denoising_settings is not None:
         trainer = inspect.unwrap(get_trainer)(config["MODEL_TYPE"], config["backbone"])
         if trainer is not Trainer:
@@ -385,11 +396,19 @@ def trainer_class(config: Any) -> type:
 
 def trainer_of(model_type: Any, name: str) -> type:
     """The trainer of a model of this package, or of ``GUIDER_<Backbone>``."""
+    if is_parallel():
+        raise GuiderError(
+            f"RecBole's own functions seed every process differently, so {name} would not train as in one process: "
+            f"start several with recbole-guider run --nproc, or recbole_guider.quick_start.run."
+        )
     return _trainer(model_type, name.removeprefix(PREFIX), name.startswith(PREFIX))
 
 
 def _trainer(model_type: Any, backbone: str, guided: bool) -> type:
     trainer = inspect.unwrap(get_trainer)(model_type, backbone)  # RecBole's own: under that name it has trainer_of
+    if is_parallel():
+        require_dealable(trainer, backbone)
+        trainer = _with(ParallelTraining, trainer)
     if not guided:
         return _with(PlainCheckpoints, trainer)
     return GuiderTrainer if trainer is Trainer else _with(GuiderTraining, trainer)

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from recbole_guider.amsc import calibrate, calibrate_parquet
+from recbole_guider.amsc import calibrate, calibrate_parquet, parquet
 from recbole_guider.amsc.draws import Parts, hashes, uniform
+from recbole_guider.cli import main
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import CalibrationSettings
 
@@ -104,7 +105,11 @@ def test_every_cut_of_the_log_gives_the_result_of_memory(log, features, tmp_path
     got = read(result.out)
     pd.testing.assert_frame_equal(got[list(log.columns)], log.reset_index(drop=True))
     assert got.dtypes[["clean_probability", "is_clean", "score"]].tolist() == [np.float32, bool, np.float32]
-    assert len(list(result.out.glob("*.parquet"))) == buckets
+    parts = [pq.read_table(path)["user"].to_numpy() for path in sorted(result.out.glob("*.parquet"))]
+    assert len(parts) == buckets
+    # the rows of a user lie in one file, one after the other
+    starts = [int((part[1:] != part[:-1]).sum()) + 1 for part in parts]
+    assert sum(starts) == log["user"].nunique()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out"]
 
 
@@ -154,6 +159,30 @@ def test_ids_of_integers_lead_to_rows(log, features, tmp_path):
     assert_same(result.out, in_memory(log, {"image": (features["image"], present)}))
 
 
+def test_what_was_learned_is_sent_once_and_tasks_carry_none_of_it(log, features, tmp_path, monkeypatch):
+    folder = write(log, tmp_path / "log", 2)
+    stored: list[Any] = []
+    closures: list[int] = []
+    put, over = ray.put, parquet._over
+
+    def watched_put(value: Any) -> Any:
+        stored.append(type(value).__name__)
+        return put(value)
+
+    def watched_over(pieces: Any, function: Any) -> Any:
+        closures.append(len(ray.cloudpickle.dumps(function)))
+        return over(pieces, function)
+
+    monkeypatch.setattr(ray, "put", watched_put)
+    monkeypatch.setattr(parquet, "_over", watched_over)
+    rng = np.random.default_rng(2)
+    wide = {"image": rng.normal(size=(N_ITEMS, 2000)).astype(np.float32)}  # 720 kB
+    settings = CalibrationSettings(learned=False)
+    calibrate_parquet(folder, wide, tmp_path / "out", seed=3, buckets=6, settings=settings)
+    assert stored.count("Judge") == stored.count("_Pieces") == 1  # newer Ray stores things of its own
+    assert len(closures) == 4 and max(closures) < 100_000
+
+
 def test_text_ids(log, features, tmp_path):
     # Names that sort as the numbers do: the null items are those of memory, and so are the scores.
     named = log.assign(user=log["user"].map("u{:05}".format), item=log["item"].map("i{:05}".format))
@@ -177,6 +206,51 @@ def test_behaviour_alone_and_the_default_number_of_buckets(log, tmp_path):
     result = calibrate_parquet(write(log, tmp_path / "log", 2), {}, tmp_path / "out", seed=3)
     assert [path.name for path in result.out.glob("*.parquet")] == ["part-000000.parquet"]
     assert_same(result.out, in_memory(log, {}))
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+def test_the_command_writes_what_the_function_does(log, features, tmp_path, capsys):
+    folder = write(log.rename(columns={"user": "u"}), tmp_path / "log", 2)
+    order = np.random.default_rng(0).permutation(N_ITEMS)
+    np.save(tmp_path / "image.npy", features["image"])
+    np.save(tmp_path / "text.npy", features["text"][0][order])
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, order)))
+    (tmp_path / "mine.yaml").write_text("guider: {calibration: {learned: false, noise_rate: 0.4, min_profile: 5}}")
+    status = main([
+        "calibrate", *map(str, sorted(folder.iterdir())), "--out", str(tmp_path / "out"), "--user=u", "--seed=3",
+        "--feature", f"image={tmp_path / 'image.npy'}",
+        "--feature", f"text={tmp_path / 'text.npy'},{tmp_path / 'ids.txt'}",
+        "--buckets=2", "--config_files", str(tmp_path / "mine.yaml"),
+        "--guider.calibration.decision=quantile", "--guider.calibration.noise_rate=0.2",
+    ])  # fmt: skip
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    expected = in_memory(
+        log, {"image": features["image"], "text": features["text"][0]},
+        learned=False, decision="quantile", noise_rate=0.2, min_profile=5,
+    )
+    assert_same(tmp_path / "out", expected)
+    assert f"noise rate 0.200: {expected.n_true} true and {expected.n_false} false interactions" in printed.out
+    assert ray.is_initialized()  # it was running before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--feature", "image.npy"], "--feature is 'image.npy': it must be NAME=ROWS.npy"),
+        (["--feature", "a=x.npy", "--feature", "a=y.npy"], "names a modality twice"),
+        (["--epochs=3"], "--epochs=3 is no setting of calibrate"),
+        (["--guider.calibration.decison=lfdr"], "guider.calibration.decison is not a setting; did you mean"),
+        (["--config_files", "none.yaml"], "none.yaml does not exist"),
+        ([], "no parquet file matches 'log'"),
+    ],
+)
+def test_the_command_names_mistakes(arguments, message, tmp_path, capsys):
+    assert main(["calibrate", "log", "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- random choices

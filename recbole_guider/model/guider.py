@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from recbole_guider.errors import GuiderError
 from recbole_guider.model.accelerated import fastest
 from recbole_guider.model.base import Encoding, FactorisedRecommender
+from recbole_guider.parallel.batch import sum_of_parts, whole_batch
 from recbole_guider.settings import GuiderSettings
 from recbole_guider.teaching.dbpr import DBPR
 from recbole_guider.teaching.distiller import N_CANDIDATES
@@ -263,7 +264,7 @@ class Guider(FactorisedRecommender):
             loss = self._dbpr(teacher, scoring, interaction)[0].sum()
         else:
             loss = sum(_parts(teacher.calculate_loss(interaction)))
-        self._record("teacher", loss)
+        self._record("teacher", loss, interaction)
         return loss
 
     def calculate_loss(self, interaction: Interaction, **arguments: Any) -> Tensor | tuple[Tensor, ...]:
@@ -284,7 +285,8 @@ class Guider(FactorisedRecommender):
         own, encoding = self._own_losses(interaction, **arguments)
         distilled = None
         if self.distiller is not None and self.distiller.due():
-            distilled = self.distiller.loss(encoding, interaction[self.USER_ID])
+            # over the users of the whole batch: a part computes all of it
+            distilled = self.distiller.loss(encoding, whole_batch(interaction)[self.USER_ID])
             if not distilled.requires_grad:
                 self._say_that_nothing_is_distilled()
                 distilled = None
@@ -294,10 +296,11 @@ class Guider(FactorisedRecommender):
                 distilled,
                 self._shared(encoding),
                 self.settings,
+                interaction,
             )
             own, distilled = tuple(own_weight * part for part in own), weight * distilled
-            self._record("distillation", distilled)
-        self._record("student", sum(part.detach() for part in own))
+            self._record("distillation", distilled, interaction)
+        self._record("student", sum(part.detach() for part in own), interaction)
         return own, distilled
 
     def _say_that_nothing_is_distilled(self) -> None:
@@ -337,8 +340,8 @@ class Guider(FactorisedRecommender):
             return [encoding.users, encoding.items]
         return trainable(self.student)
 
-    def _record(self, name: str, loss: Tensor) -> None:
-        value = float(loss.detach())
+    def _record(self, name: str, loss: Tensor, interaction: Interaction) -> None:
+        value = float(sum_of_parts([loss.detach().float()], interaction)[0])
         self.last_losses[name] = value
         self.epoch_losses[name] = self.epoch_losses.get(name, 0.0) + value
 

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from recbole_guider.calibration import CLEAN_PROBABILITY
 from recbole_guider.losses import dbpr_loss, soft_negative
 from recbole_guider.model.base import SeededGenerators
+from recbole_guider.parallel.batch import whole_batch
 from recbole_guider.profiles import Profiles
 from recbole_guider.settings import DBPRSettings
 from recbole_guider.teaching.scoring import Factors, Scoring
@@ -77,25 +78,26 @@ class DBPR(SeededGenerators):
             negative = (user_rows @ candidates.T)[place]
             usable = self._usable(distinct, sampled, hits)[place]
 
-        def of_rows(which: Tensor, items: Tensor) -> Tensor:
-            return (rows[which] * unit(factors.items[items])).sum(dim=1)
+        def score(users: Tensor, items: Tensor) -> Tensor:
+            return (unit(factors.users(users)) * unit(factors.items[items])).sum(dim=1)
 
-        return self._loss(interaction, positive, negative, usable, of_rows)
+        return self._loss(interaction, positive, negative, usable, score)
 
     def of_pairs(self, scoring: Scoring, interaction: Interaction) -> Tensor:
         """The loss of a model that scores pairs: scores as its ``predict`` gives them, fewer negatives. Scalar."""
         user, item = interaction[self.user_field], interaction[self.item_field]
-        sampled = self._sample(max(1, min(self.settings.negatives, PAIRS_OF_A_BATCH // len(user))))
+        # as many for a part of a batch as for the whole
+        sampled = self._sample(max(1, min(self.settings.negatives, PAIRS_OF_A_BATCH // len(whole_batch(interaction)))))
         distinct, place = torch.unique(user, return_inverse=True)
         everyone = sampled.to(user.device).expand(len(distinct), -1)
         positive, negative = scoring.pairs(user, item), scoring.chosen(distinct, everyone)[place]
         usable = self._usable(distinct, sampled, self._hits(distinct, sampled))[place]
 
-        def of_rows(which: Tensor, items: Tensor) -> Tensor:
+        def score(users: Tensor, items: Tensor) -> Tensor:
             # a model with batch normalisation cannot score a batch of none or of one
-            return scoring.pairs(user[which], items) if len(which) > 1 else positive[:0]
+            return scoring.pairs(users, items) if len(users) > 1 else positive[:0]
 
-        return self._loss(interaction, positive, negative, usable, of_rows)
+        return self._loss(interaction, positive, negative, usable, score)
 
     def _sample(self, count: int) -> Tensor:
         count = count if self.settings.form == "softmax" else 1
@@ -115,22 +117,25 @@ class DBPR(SeededGenerators):
 
     def _loss(
         self, interaction: Interaction, positive: Tensor, negative: Tensor, usable: Tensor | None,
-        of_rows: Callable[[Tensor, Tensor], Tensor],
+        score: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """``of_rows``: rows [M] of the batch and an item [M] for each -> scores [M] of those rows' users."""
+        """``score``: users [M] and an item [M] for each -> scores [M]."""
         settings = self.settings
-        user, clean = interaction[self.user_field], interaction[CLEAN_PROBABILITY]
         scores: dict[str, Any] = {}
         if settings.eta:
-            false = torch.nonzero(clean < 0.5).squeeze(1)
+            # pairs are drawn for the whole batch: a part has them all
+            batch = whole_batch(interaction)
+            user, item = batch[self.user_field], batch[self.item_field]
+            false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
             drawn = self.true_profiles.draw(user[false].cpu().numpy(), self.generator("eta")).to(user.device)
             false, drawn = false[drawn >= 0], drawn[drawn >= 0]
-            true_score = of_rows(false, drawn)
-            scores = {"true": true_score, "false": positive[false][: len(true_score)]}
+            true_score = score(user[false], drawn)
+            false_score = positive[false] if batch is interaction else score(user[false], item[false])
+            scores = {"true": true_score, "false": false_score[: len(true_score)]}
         return dbpr_loss(
             positive,
             negative,
-            clean,
+            interaction[CLEAN_PROBABILITY],
             **scores,
             form=settings.form,
             temperature=settings.temperature,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_guider.teaching.distiller import Distiller
@@ -23,8 +24,9 @@ class Parts(NamedTuple):
     teacher_learns_dbpr: bool
     #: what the student learns from the frozen teacher, made as :class:`Distiller`
     distiller: type[Distiller]
-    #: (own loss, distillation loss, tensors that both depend on, settings of the block) -> weights of the two
-    balance: Callable[[Tensor, Tensor, Any, Any], tuple[Tensor | float, Tensor | float]]
+    #: (own loss, distillation loss, tensors that both depend on, settings of the block, batch or a process' part of it)
+    #: -> weights of the two
+    balance: Callable[[Tensor, Tensor, Any, Any, Interaction], tuple[Tensor | float, Tensor | float]]
     #: whether ``balance`` looks at the user and item matrices where the student has them; if not, at its parameters
     balances_at_matrices: bool
     #: settings of the guider block that this variant does not read

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_guider.distill import min_norm_weights
 from recbole_guider.model.accelerated import fastest
+from recbole_guider.parallel.batch import sum_of_parts
 from recbole_guider.settings import GuiderSettings
 from recbole_guider.teaching.distiller import Distiller
 from recbole_guider.teaching.parts import Parts
@@ -26,7 +28,7 @@ def build_teacher(config: Any, dataset: Any) -> nn.Module:
 
 
 def balance(
-    own: Tensor, distilled: Tensor, shared: Sequence[Tensor], settings: GuiderSettings
+    own: Tensor, distilled: Tensor, shared: Sequence[Tensor], settings: GuiderSettings, interaction: Interaction
 ) -> tuple[Tensor | float, Tensor | float]:
     """Weights of the student's own and of the distillation loss.
 
@@ -39,7 +41,8 @@ def balance(
         torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
         for loss in (own, distilled)
     ]
-    return min_norm_weights(*gradients)
+    # the distillation loss is that of the whole batch already
+    return min_norm_weights(sum_of_parts(gradients[0], interaction), gradients[1])
 
 
 PROJECT = Parts(

@@ -21,6 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from recbole_guider.calibration import CLEAN_PROBABILITY
 from recbole_guider.model.base import Encoding, FactorisedRecommender
+from recbole_guider.parallel.batch import share_of_rows, whole_batch
 
 
 class ThinnedBatches:
@@ -146,4 +147,6 @@ def weighted_ranking_loss(model: FactorisedRecommender, encoding: Encoding, inte
     difference = encoding.items[interaction[model.ITEM_ID]] - encoding.items[interaction[model.NEG_ITEM_ID]]
     weight = interaction[CLEAN_PROBABILITY]
     terms = weight * logsigmoid((user * difference).sum(dim=1))
-    return -terms.sum() / weight.sum().clamp_min(torch.finfo(terms.dtype).tiny)
+    # the sum of the weights is the whole batch's, also where several processes have its rows
+    total = whole_batch(interaction)[CLEAN_PROBABILITY].sum() * share_of_rows(interaction)
+    return -terms.sum() / total.clamp_min(torch.finfo(terms.dtype).tiny)
