@@ -121,7 +121,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = Path(temporary)
         write_log(folder / "log", args.interactions, args.items, 16)
-        ray.init(num_cpus=args.cpus, object_store_memory=500_000_000, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local", num_cpus=args.cpus, object_store_memory=500_000_000, include_dashboard=False,
+            log_to_driver=False,
+        )
         meter = Meter(folder)
         logger = logging.getLogger("recbole_guider.amsc.parquet")
         logger.setLevel("INFO")

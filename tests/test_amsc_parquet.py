@@ -29,7 +29,7 @@ N_USERS, N_ITEMS = 260, 90
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_ray() -> Iterator[None]:
-    ray.init(num_cpus=1, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -428,7 +428,8 @@ def test_no_process_holds_the_log(tmp_path):
 
         open("/proc/self/clear_refs", "w").write("5")
         import ray
-        ray.init(num_cpus=1, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False)
+        quiet = {"include_dashboard": False, "log_to_driver": False}
+        ray.init(address="local", num_cpus=1, object_store_memory=80_000_000, **quiet)
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         from recbole_guider.amsc import calibrate_parquet, judge, parquet

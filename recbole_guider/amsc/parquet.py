@@ -352,7 +352,7 @@ class _ray:
 
         self.mine = not ray.is_initialized()
         if self.mine:
-            ray.init(include_dashboard=False, log_to_driver=False)
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
 
     def __exit__(self, *_: object) -> None:
         import ray
