@@ -43,6 +43,8 @@ class BM3(FactorisedRecommender):
     Source: Zhou et al., Bootstrap Latent Representations for Multi-modal Recommendation, WWW 2023.
     """
 
+    compares_sampled_items = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         features = dataset.item_features

@@ -111,7 +111,7 @@ class Guider(FactorisedRecommender):
     @property
     def teacher_needs_negatives(self) -> bool:
         """Whether the teacher's loss has a part that compares a sampled item (as FREEDOM's content terms do)."""
-        return _has_auxiliary_loss(self.teacher)
+        return _samples_beside_ranking(self.teacher)
 
     @property
     def weighting(self) -> str:
@@ -168,7 +168,7 @@ class Guider(FactorisedRecommender):
         learners = [self.teacher] if self.teacher_learns_dbpr else []
         learners += [self.student] if self.student_learns_dbpr else []
         if config["train_neg_sample_args"]["distribution"] == "none":
-            for model in filter(_has_auxiliary_loss, learners):
+            for model in filter(_samples_beside_ranking, learners):
                 raise GuiderError(
                     f"train_neg_sample_args is none: the loss of {type(model).__name__} compares sampled items; give "
                     f"{{distribution: uniform, sample_num: 1}}."
@@ -406,9 +406,11 @@ def _parts(losses: Any) -> tuple[Tensor, ...]:
     return tuple(loss.sum() for loss in (losses if isinstance(losses, tuple) else (losses,)))
 
 
-def _has_auxiliary_loss(model: nn.Module | None) -> bool:
-    own = type(model)
-    return issubclass(own, FactorisedRecommender) and own.auxiliary_loss is not FactorisedRecommender.auxiliary_loss
+def _samples_beside_ranking(model: nn.Module | None) -> bool:
+    """Whether what a model learns beside its ranking loss compares sampled items."""
+    if not isinstance(model, FactorisedRecommender) or not model.compares_sampled_items:
+        return False
+    return type(model).auxiliary_loss is not FactorisedRecommender.auxiliary_loss
 
 
 def _beside_ranking(model: FactorisedRecommender, encoding: Encoding, interaction: Interaction) -> Tensor | float:

@@ -48,6 +48,8 @@ class SelfCF(FactorisedRecommender):
     user_history: Tensor
     item_history: Tensor
 
+    compares_sampled_items = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.n_layers: int = config["n_layers"]

@@ -52,6 +52,8 @@ class SLMRec(FactorisedRecommender):
     Source: Tao et al., Self-supervised Learning for Multimedia Recommendation, IEEE Transactions on Multimedia 2022.
     """
 
+    compares_sampled_items = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         features = dataset.item_features
