@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from recbole_guider import compat
 
 compat.apply()  # before a test module takes names out of RecBole's modules
+# A shell starts background jobs with SIGINT ignored, and their children inherit that: tests press Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 N_USERS, N_ITEMS, N_TASTES = 60, 40, 4
 
