@@ -152,9 +152,10 @@ def test_two_processes_give_the_numbers_of_one(case: str, runs: Any) -> None:
 
 def test_only_the_main_process_writes(runs: Any, settings: dict[str, Any]) -> None:
     # one file of each kind for each run: two runs of each case
-    assert len(list(Path("saved").iterdir())) == 2 * len(CASES)
-    assert len(list(Path("log").rglob("*.log"))) <= 2 * len(CASES)
-    assert len(list(Path("log_tensorboard").iterdir())) <= 2 * len(CASES)
+    folder = Path(settings["checkpoint_dir"]).parent
+    assert len(list((folder / "saved").iterdir())) == 2 * len(CASES)
+    assert len(list((folder / "log").rglob("*.log"))) <= 2 * len(CASES)
+    assert len(list((folder / "log_tensorboard").iterdir())) <= 2 * len(CASES)
 
 
 @pytest.mark.parametrize("model", ["GUIDER_FREEDOM"])
