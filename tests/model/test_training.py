@@ -1,0 +1,140 @@
+"""Every backbone of this package in whole runs: on ml-100k, on planted tastes, denoised, as a teacher, and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_guider import list_models, load_data_and_model, run_recbole_guider
+from recbole_guider.config import GuiderConfig
+from recbole_guider.quick_start import _prepare
+from recbole_guider.registry import get_model_class
+
+OURS = [info for info in list_models() if get_model_class(info.name).__module__.startswith("recbole_guider.")]
+TRAINED = sorted(info.name for info in OURS if info.kind != "traditional")
+#: what makes a model draw random numbers, where its defaults do not
+DRAWING: dict[str, dict[str, Any]] = {
+    "DGCN": {"dropout": 0.3},
+    "LATTICE": {"cf_model": "ngcf"},
+    "LGMRec": {"dropout": 0.5},
+    "LayerGCN": {"dropout": 0.3},
+    "MMGCF": {"dropout": 0.3},
+    "PGL": {"subgraph": "local", "feature_dropout": 0.2},
+    "SLMRec": {"ssl_task": "FD+FM"},
+    "SMORE": {"dropout": 0.2},
+}
+#: models whose loss of a batch is a sum over its rows
+SUMS = ("LayerGCN", "DGCN")
+#: small runs on ml-100k
+SMALL: dict[str, Any] = {
+    "epochs": 1, "embedding_size": 16, "feat_embed_dim": 16, "latent_embedding": 16, "latent_size": 32,
+    "train_batch_size": 4096, "learning_rate": 0.01, "show_progress": False, "state": "ERROR", "use_gpu": False,
+    "topk": [10], "metrics": ["Recall"], "valid_metric": "Recall@10",
+    "modalities": {
+        "title": {"columns": ["movie_title"], "encoder": "tfidf_svd", "dim": 16},
+        "genre": {"columns": ["class", "release_year"], "encoder": {"class": "multi_hot", "release_year": "numeric"}},
+    },
+}
+
+
+class Killed(Exception):
+    """Stands for a kill in the middle of a run."""
+
+
+# DAMRS weighs its rows by what it has learned so far: its loss rises at first, and falls in the test of planted tastes
+@pytest.mark.parametrize("model", [model for model in TRAINED if model != "DAMRS"])
+def test_an_epoch_on_ml_100k_lowers_the_loss(model: str) -> None:
+    trainer, train, _, _ = _prepare(GuiderConfig(model, "ml-100k", config_dict=SMALL, command_line=[]))
+    losses = []
+    calculate_loss = trainer.model.calculate_loss
+
+    def recorded(batch: Any) -> torch.Tensor:
+        loss = calculate_loss(batch)
+        losses.append(loss.item() / (len(batch) if model in SUMS else 1))
+        return loss
+
+    trainer._train_epoch(train, 0, loss_func=recorded)
+    assert len(losses) == len(train) > 15
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.02
+
+
+@pytest.mark.parametrize("model", ["ItemKNNCBF", "LayerGCN", "MMGCF", "DRAGON", "LGMRec", "SMORE", "PGL", "DAMRS"])
+def test_an_epoch_on_ml_100k_ranks_better_than_chance(model: str) -> None:
+    result = run_recbole_guider(model, "ml-100k", config_dict=SMALL, saved=False)
+    # a random ranking of some 1,600 items would recall .006
+    assert result["test_result"]["recall@10"] > (0.01 if model == "ItemKNNCBF" else 0.03)
+
+
+@pytest.mark.parametrize("model", ["LayerGCN", "DGCN", "MMGCF", "DRAGON", "LGMRec", "SMORE", "PGL", "DAMRS"])
+def test_the_loss_falls_and_the_planted_tastes_are_learned(model: str, toy: dict[str, Any]) -> None:
+    config = GuiderConfig(model, "toy", config_dict={**toy, "epochs": 15, "drop_iterations": 1}, command_line=[])
+    trainer, train, valid, test = _prepare(config)
+    trainer.fit(train, valid, saved=False)
+    losses = list(trainer.train_loss_dict.values())
+    assert float(losses[-1]) < 0.9 * float(losses[0])
+    # five of forty items at random would give .125
+    assert trainer.evaluate(test, load_best_model=False)["recall@5"] > 0.3
+
+
+@pytest.mark.parametrize("student_loss", ["own", "dbpr"])
+@pytest.mark.parametrize("model", TRAINED)
+def test_guider_trains_it_and_its_checkpoint_gives_it_back(
+    model: str, student_loss: str, toy: dict[str, Any]
+) -> None:
+    settings = {**toy, "epochs": 1, "guider": {"student_loss": student_loss}}
+    result = run_recbole_guider(f"GUIDER_{model}", "toy", config_dict=settings)
+    assert np.isfinite(list(result["test_result"].values())).all()
+    _, again, _, _, _, test = load_data_and_model(result["model_file"])
+    again.eval()
+    with torch.no_grad():
+        assert all(torch.isfinite(again.full_sort_predict(batch[0])).all() for batch in test)
+
+
+@pytest.mark.parametrize("teacher", ["LayerGCN", "DGCN"])
+def test_an_epoch_as_a_teacher(teacher: str, toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 1, "guider": {"teacher": teacher}}
+    result = run_recbole_guider("GUIDER_FREEDOM", "toy", config_dict=settings)
+    assert np.isfinite(list(result["test_result"].values())).all()
+
+
+RESUMED = [(model, DRAWING.get(model, {})) for model in TRAINED if model != "SelfCF"]
+RESUMED += [("SelfCF", {"augmentation": kind}) for kind in ("embedding_dropout", "historical_embedding", "edge_pruning")]
+RESUMED += [(f"GUIDER_{model}", DRAWING.get(model, {})) for model in ("BM3", "DGCN", "MVGAE", "PGL")]
+
+
+@pytest.mark.parametrize(("model", "changes"), RESUMED, ids=str)
+def test_a_killed_run_resumes_to_the_same_weights(model: str, changes: dict[str, Any], toy: dict[str, Any]) -> None:
+    def state(resume: str | None, kill_after: int | None) -> tuple[dict[str, Any], str]:
+        settings = {**toy, **changes, "epochs": 4, "resume": resume}
+        trainer, train, valid, _ = _prepare(GuiderConfig(model, "toy", config_dict=settings, command_line=[]))
+        if resume:
+            trainer.resume_checkpoint(resume)
+        # what others draw from the global generator must not matter
+        torch.manual_seed(99 if resume else 1)
+
+        def callback(epoch: int, score: float) -> None:
+            if epoch == kill_after:
+                raise Killed
+
+        try:
+            trainer.fit(train, valid, saved=True, callback_fn=callback)
+        except Killed:
+            return {}, trainer.last_model_file
+        return trainer.model.state_dict(), trainer.last_model_file
+
+    whole, _ = state(None, None)
+    # killed after an odd number of epochs: LayerGCN prunes by turns
+    _, last_file = state(None, kill_after=0)
+    assert Path(last_file).exists()
+    resumed, _ = state(last_file, None)
+    assert set(whole) == set(resumed)
+    for name, value in whole.items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, resumed[name]), name
+        else:  # the state of random streams, and counters
+            assert all(torch.equal(part, resumed[name][key]) for key, part in value.items()), name
