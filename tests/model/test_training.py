@@ -103,7 +103,8 @@ def test_an_epoch_as_a_teacher(teacher: str, toy: dict[str, Any]) -> None:
 
 
 RESUMED = [(model, DRAWING.get(model, {})) for model in TRAINED if model != "SelfCF"]
-RESUMED += [("SelfCF", {"augmentation": kind}) for kind in ("embedding_dropout", "historical_embedding", "edge_pruning")]
+AUGMENTATIONS = ("embedding_dropout", "historical_embedding", "edge_pruning")
+RESUMED += [("SelfCF", {"augmentation": kind}) for kind in AUGMENTATIONS]
 RESUMED += [(f"GUIDER_{model}", DRAWING.get(model, {})) for model in ("BM3", "DGCN", "MVGAE", "PGL")]
 
 
