@@ -119,6 +119,11 @@ def restore_random_state(state: Mapping[str, Any], train_data: Any) -> None:
     train_data.generator.set_state(state["loader"].cpu())
 
 
+def held_optimizers(trainer: Any) -> dict[str, torch.optim.Optimizer]:
+    """Every optimiser among a trainer's attributes, by the attribute's name."""
+    return {name: value for name, value in vars(trainer).items() if isinstance(value, torch.optim.Optimizer)}
+
+
 def optimizer_states(trainer: Any, apart: tuple[str, ...] = ()) -> dict[str, Any]:
     """The state of each optimiser that a trainer holds, and which of them is at work.
 
@@ -129,11 +134,7 @@ def optimizer_states(trainer: Any, apart: tuple[str, ...] = ()) -> dict[str, Any
         trainer: a RecBole trainer.
         apart: attributes that are saved elsewhere.
     """
-    held = {
-        name: value
-        for name, value in vars(trainer).items()
-        if isinstance(value, torch.optim.Optimizer) and name != "optimizer" and name not in apart
-    }
+    held = {name: value for name, value in held_optimizers(trainer).items() if name not in ("optimizer", *apart)}
     at_work = next((name for name, optimizer in held.items() if optimizer is trainer.optimizer), "optimizer")
     states = {name: optimizer.state_dict() for name, optimizer in held.items()}
     return {"at_work": at_work, "states": {**states, at_work: trainer.optimizer.state_dict()}}
@@ -231,20 +232,16 @@ class PlainCheckpoints(_Trainer):
         self.load_extra_state(state["extra_state"])
         self._keep_changed_settings(state.get("optimizer_settings") or {}, self._built_with)
 
-    def _optimizers(self) -> dict[str, Any]:
-        """Every optimiser by name, None left out."""
-        return {"optimizer": self.optimizer}
-
     def _optimizer_settings(self) -> dict[str, list[list[float]]]:
         """Optimiser -> learning rate and weight decay of each group."""
         return {
             name: [[float(each["lr"]), float(each.get("weight_decay", 0.0))] for each in optimizer.param_groups]
-            for name, optimizer in self._optimizers().items()
+            for name, optimizer in held_optimizers(self).items()
         }
 
     def _keep_changed_settings(self, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Learning rates and weight decays that this run changes hold; the stored state would overwrite them."""
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in held_optimizers(self).items():
             if own[name] == stored.get(name, own[name]):
                 continue
             for options, (learning_rate, weight_decay) in zip(optimizer.param_groups, own[name], strict=True):

@@ -323,12 +323,6 @@ class GuiderTraining(PlainCheckpoints):
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
-    def _optimizers(self) -> dict[str, Any]:
-        optimizers = super()._optimizers()
-        if self.teacher_optimizer is not None:
-            optimizers["teacher_optimizer"] = self.teacher_optimizer
-        return optimizers
-
     def extra_state(self) -> dict[str, Any]:
         return {
             "teacher_optimizer": None if self.teacher_optimizer is None else self.teacher_optimizer.state_dict(),

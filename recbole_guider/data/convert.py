@@ -14,7 +14,6 @@ of ``<modality>_ids.txt`` where that file exists.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -24,6 +23,7 @@ import pandas as pd
 import yaml
 
 from recbole_guider.data.features import read_array, read_ids, row_numbers
+from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
 
@@ -72,35 +72,20 @@ def convert(source: str | Path, to: str | Path, kind: str, name: str | None = No
     if not source.is_dir():
         raise GuiderError(f"{source} is not a folder; convert reads a folder with the interactions and the features.")
     name = name or source.resolve().name
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise GuiderError(f"{name!r} cannot name a data set; use letters, digits, '-' and '_'.")
+    check_name(name)
     if name == "ml-100k":
         raise GuiderError("the name 'ml-100k' belongs to the data set inside RecBole; choose another with --name.")
-    folder, yaml_file = to / name, to / f"{name}.yaml"
-    for target in (folder, yaml_file):
-        if target.exists():
-            raise GuiderError(f"{target} already exists; remove it, or choose another --name or --to.")
+    yaml_file = new_data_set(to, name)
 
     read = _read_csv(source) if kind == "csv" else _read_mmrec(source)
     read.modalities = _find_features(source, read.interactions["item_id"])
 
-    to.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=to))
-    try:
-        (work / name).mkdir()
-        _write_interactions(work / name, name, read)
+    with written_together(yaml_file) as (folder, text_file):
+        _write_interactions(folder, name, read)
         for files in read.modalities.values():
             for file in files:
-                shutil.copyfile(file, work / name / file.name)
-        (work / yaml_file.name).write_text(_settings(name, to, read), encoding="utf-8")
-        (work / name).rename(folder)
-        try:
-            (work / yaml_file.name).rename(yaml_file)
-        except OSError:
-            shutil.rmtree(folder)
-            raise
-    finally:
-        shutil.rmtree(work)
+                shutil.copyfile(file, folder / file.name)
+        text_file.write_text(_settings(name, to, read), encoding="utf-8")
     return yaml_file
 
 

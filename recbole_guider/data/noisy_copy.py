@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from recbole_guider import DEFAULT_DATASET
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.convert import SPLITS
 from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of
+from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
 
@@ -65,14 +64,10 @@ def write_noisy_copy(
             "--noise.features and --noise.gaussian."
         )
     name = name or f"{config['dataset']}-noisy"
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise GuiderError(f"{name!r} cannot name a data set; use letters, digits, '-' and '_'.")
+    check_name(name)
     if (dataset_configs_dir() / f"{name}.yaml").is_file():
         raise GuiderError(f"the name {name!r} belongs to a data set that the package knows; give another --name.")
-    folder, yaml_file = to / name, to / f"{name}.yaml"
-    for target in (folder, yaml_file):
-        if target.exists():
-            raise GuiderError(f"{target} already exists; remove it, or choose another --name or --to.")
+    yaml_file = new_data_set(to, name)
     if config["benchmark_filename"] is None and config["eval_args"]["split"] is None:
         raise GuiderError("the data set has no splits: set eval_args.split or benchmark_filename.")
 
@@ -85,11 +80,7 @@ def write_noisy_copy(
     # of a split without noise: joining interactions, as noise does, leaves their columns in any order
     fields = list(splits[1].inter_feat.columns)
 
-    to.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=to))
-    try:
-        inside = work / name
-        inside.mkdir()
+    with written_together(yaml_file) as (inside, text_file):
         for split, part in zip(SPLITS, splits, strict=True):
             _interactions(part, fields).to_csv(inside / f"{name}.{split}.inter", sep="\t", index=False)
         train = splits[0]
@@ -115,15 +106,7 @@ def write_noisy_copy(
         header += f"# {noise.model_dump()}\n"
         header += f"# Run: run_recbole_guider.py --dataset={name} --config_files={yaml_file}\n\n"
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
-        (work / yaml_file.name).write_text(header + text, "utf-8")
-        inside.rename(folder)
-        try:
-            (work / yaml_file.name).rename(yaml_file)
-        except OSError:
-            shutil.rmtree(folder)
-            raise
-    finally:
-        shutil.rmtree(work)
+        text_file.write_text(header + text, "utf-8")
     return yaml_file
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import share_below_one
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
@@ -53,8 +53,7 @@ class BM3(FactorisedRecommender):
         self.reg_weight: float = config["reg_weight"]
         self.cl_weight: float = config["cl_weight"]
         self.dropout: float = config["dropout"]
-        if not 0.0 <= self.dropout < 1.0:
-            raise GuiderError(f"dropout is {self.dropout}: BM3 drops a share of the entries, 0 <= dropout < 1.")
+        share_below_one("dropout", self.dropout, "BM3 drops a share of the entries")
         self.generator("dropout", config["seed"])
         interactions = dataset.inter_matrix(form="coo")
         graph = bipartite_adjacency(interactions.row, interactions.col, self.n_users, self.n_items)

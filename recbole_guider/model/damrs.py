@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid, normalize
 from torch.utils.checkpoint import checkpoint
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, above_zero
 from recbole_guider.graph import (
     agreeing_knn_graphs,
     bipartite_adjacency,
@@ -91,8 +91,7 @@ class DAMRS(FactorisedRecommender):
         for name in ("behaviour_knn_k", "behaviour_minimum", "neighbours"):
             if config[name] < 1:
                 raise GuiderError(f"{name} is {config[name]}: DAMRS needs 1 or more.")
-        if not self.temperature > 0:
-            raise GuiderError(f"temperature is {self.temperature}: DAMRS divides cosines by it, temperature > 0.")
+        above_zero("temperature", self.temperature, "DAMRS divides cosines by it")
 
         interactions = dataset.inter_matrix(form="coo")
         users, items = interactions.row, interactions.col

@@ -9,7 +9,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, share_below_one
 from recbole_guider.model.base import Encoding
 from recbole_guider.model.layergcn import LayerGCN
 
@@ -41,8 +41,7 @@ class DGCN(LayerGCN):
         super().__init__(config, dataset)
         self.drop_rate: float = config["drop_rate"]
         self.drop_iterations: int = config["drop_iterations"]
-        if not 0.0 <= self.drop_rate < 1.0:
-            raise GuiderError(f"drop_rate is {self.drop_rate}: DGCN drops a share of a batch, 0 <= drop_rate < 1.")
+        share_below_one("drop_rate", self.drop_rate, "DGCN drops a share of a batch")
         if self.drop_iterations < 1:
             raise GuiderError(f"drop_iterations is {self.drop_iterations}: it is a number of batches, 1 or more.")
         #: training batches seen so far

@@ -12,7 +12,7 @@ from torch.nn.functional import leaky_relu, normalize
 
 from recbole_guider.data.features import require_content
 from recbole_guider.edges import Edges
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, share_below_one
 from recbole_guider.graph import SparseOperator, combine, knn_graph, mean_adjacency, propagate_mean
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
@@ -64,8 +64,7 @@ class LATTICE(FactorisedRecommender):
         if self.cf_model not in CF_MODELS:
             raise GuiderError(f"cf_model is {self.cf_model!r}: LATTICE has {', '.join(CF_MODELS)}.")
         self.dropout: float = config["mess_dropout"]
-        if not 0.0 <= self.dropout < 1.0:
-            raise GuiderError(f"mess_dropout is {self.dropout}: it is a share of the entries, 0 <= mess_dropout < 1.")
+        share_below_one("mess_dropout", self.dropout, "it is a share of the entries")
         self.generator("dropout", config["seed"])
         interactions = dataset.inter_matrix(form="coo")
         graph = mean_adjacency(interactions.row, interactions.col, self.n_users, self.n_items, self_loops=True)

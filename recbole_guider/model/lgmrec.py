@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, above_zero, share_below_one
 from recbole_guider.graph import SparseOperator, bipartite_adjacency, propagate, propagate_mean
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
@@ -74,10 +74,8 @@ class LGMRec(FactorisedRecommender):
         for name in ("n_hyper_layers", "n_hyperedges"):
             if config[name] < 1:
                 raise GuiderError(f"{name} is {config[name]}: LGMRec needs 1 or more.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise GuiderError(f"dropout is {self.dropout}: LGMRec drops a share of the degrees, 0 <= dropout < 1.")
-        if not self.temperature > 0:
-            raise GuiderError(f"temperature is {self.temperature}: LGMRec divides by it, temperature > 0.")
+        share_below_one("dropout", self.dropout, "LGMRec drops a share of the degrees")
+        above_zero("temperature", self.temperature, "LGMRec divides by it")
         self.generator("hyperedges", config["seed"])
 
         interactions = dataset.inter_matrix(form="coo")

@@ -9,7 +9,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import above_zero
 from recbole_guider.graph import bipartite_adjacency, knn_graph, propagate, propagate_mean, user_item_block
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
@@ -56,8 +56,7 @@ class MGCN(FactorisedRecommender):
         self.reg_weight: float = config["reg_weight"]
         self.cl_weight: float = config["cl_weight"]
         self.temperature: float = config["temperature"]
-        if not self.temperature > 0:
-            raise GuiderError(f"temperature is {self.temperature}: MGCN divides cosines by it, temperature > 0.")
+        above_zero("temperature", self.temperature, "MGCN divides cosines by it")
         self.batch_size: int = config["train_batch_size"]
         interactions = dataset.inter_matrix(form="coo")
         graph = bipartite_adjacency(interactions.row, interactions.col, self.n_users, self.n_items)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, logsigmoid, normalize
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, share_below_one
 from recbole_guider.graph import SparseOperator, mean_adjacency
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
@@ -73,8 +73,7 @@ class MVGAE(FactorisedRecommender):
         if self.negatives not in NEGATIVES:
             raise GuiderError(f"negatives is {self.negatives!r}: it must be {' or '.join(NEGATIVES)}.")
         dropout: float = config["dropout"]
-        if not 0.0 <= dropout < 1.0:
-            raise GuiderError(f"dropout is {dropout}: MVGAE drops a share of the entries, 0 <= dropout < 1.")
+        share_below_one("dropout", dropout, "MVGAE drops a share of the entries")
         if config["n_layers"] < 0:
             raise GuiderError(f"n_layers is {config['n_layers']}: it must be 0 or more.")
         self.dropout = dropout

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, above_zero, share_below_one
 from recbole_guider.graph import SparseOperator, combine, knn_graph, propagate, propagate_mean, user_item_block
 from recbole_guider.model.base import Encoding
 from recbole_guider.model.content import ModalityContent, modality_weights
@@ -67,10 +67,8 @@ class PGL(PrunedGraphRecommender):
         self.temperature: float = config["temperature"]
         if config["subgraph"] not in SUBGRAPHS:
             raise GuiderError(f"subgraph is {config['subgraph']!r}: it must be one of {', '.join(SUBGRAPHS)}.")
-        if not 0.0 <= self.feature_dropout < 1.0:
-            raise GuiderError(f"feature_dropout is {self.feature_dropout}: it is a share, 0 <= feature_dropout < 1.")
-        if not self.temperature > 0:
-            raise GuiderError(f"temperature is {self.temperature}: PGL divides cosines by it, temperature > 0.")
+        share_below_one("feature_dropout", self.feature_dropout, "it is a share")
+        above_zero("temperature", self.temperature, "PGL divides cosines by it")
         weights = modality_weights(config["modality_weights"], list(features))
         self.generator("masks", config["seed"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import share_below_one
 from recbole_guider.graph import BipartiteGraph, SparseOperator
 from recbole_guider.model.base import FactorisedRecommender
 
@@ -24,9 +24,7 @@ class PrunedGraphRecommender(FactorisedRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.dropout: float = config["dropout"]
-        if not 0.0 <= self.dropout < 1.0:
-            name = type(self).__name__
-            raise GuiderError(f"dropout is {self.dropout}: {name} drops a share of the edges, 0 <= dropout < 1.")
+        share_below_one("dropout", self.dropout, f"{type(self).__name__} drops a share of the edges")
         interactions = dataset.inter_matrix(form="coo")
         self.edges = BipartiteGraph(interactions.row, interactions.col, self.n_users, self.n_items)
         self.graph = self.edges.adjacency().to(self.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, share_below_one
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.losses import soft_negative
 from recbole_guider.model.base import Encoding, FactorisedRecommender
@@ -71,8 +71,7 @@ class SLMRec(FactorisedRecommender):
             if not config[key] > 0:
                 raise GuiderError(f"{key} is {config[key]}: it must be above 0.")
         self.dropout: float = config["dropout"]
-        if not 0.0 <= self.dropout < 1.0:
-            raise GuiderError(f"dropout is {self.dropout}: SLMRec drops a share of the entries, 0 <= dropout < 1.")
+        share_below_one("dropout", self.dropout, "SLMRec drops a share of the entries")
         self.generator("dropout", config["seed"])
         self.generator("masking", config["seed"] + 1)
         interactions = dataset.inter_matrix(form="coo")

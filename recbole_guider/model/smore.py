@@ -9,7 +9,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_guider.data.features import require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import above_zero, share_below_one
 from recbole_guider.graph import bipartite_adjacency, knn_graph, propagate, propagate_mean, union, user_item_block
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent, of_each_modality
@@ -62,10 +62,8 @@ class SMORE(FactorisedRecommender):
         self.cl_weight: float = config["cl_weight"]
         self.dropout: float = config["dropout"]
         self.temperature: float = config["temperature"]
-        if not 0.0 <= self.dropout < 1.0:
-            raise GuiderError(f"dropout is {self.dropout}: SMORE drops a share of the preferences, 0 <= dropout < 1.")
-        if not self.temperature > 0:
-            raise GuiderError(f"temperature is {self.temperature}: SMORE divides cosines by it, temperature > 0.")
+        share_below_one("dropout", self.dropout, "SMORE drops a share of the preferences")
+        above_zero("temperature", self.temperature, "SMORE divides cosines by it")
         self.batch_size: int = config["train_batch_size"]
         self.generator("preferences", config["seed"])
 

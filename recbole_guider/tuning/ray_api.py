@@ -6,7 +6,6 @@ longer supported.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,12 +87,3 @@ def run_config(folder: Path, name: str, *, callbacks: list[Any], retries: int, c
         checkpoint_config=CheckpointConfig(num_to_keep=checkpoints_kept),
         verbose=0,
     )
-
-
-def checkpoint_folder(result: Any) -> Path | None:
-    """The folder of a result's latest checkpoint, where this machine can read it."""
-    checkpoint = result.checkpoint
-    if checkpoint is None:
-        return None
-    path = checkpoint.path if is_current() else checkpoint._local_path
-    return Path(path) if path is not None and os.path.isdir(path) else None
