@@ -12,6 +12,7 @@ import pytest
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
+from resuming import assert_resumes_exactly
 
 import recbole_guider
 from recbole_guider import load_data_and_model, objective_function, run_recbole_guider
@@ -19,10 +20,6 @@ from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
-
-
-class Killed(Exception):
-    """Stands for a kill in the middle of a run."""
 
 
 def scores_of(model: Any, data: Any) -> torch.Tensor:
@@ -97,40 +94,13 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(toy: dict[
 
 @pytest.mark.parametrize("model", ["GUIDER_FREEDOM", "LightGCN"])
 @pytest.mark.parametrize("schedule", ["in_sync", "pretrained"])
-def test_a_killed_run_resumes_to_the_same_weights(
-    model: str, schedule: str, toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(model: str, schedule: str, toy: dict[str, Any]) -> None:
     settings = {**toy, "epochs": 5}
     if model.startswith("GUIDER"):
         settings["guider"] = {"schedule": schedule, "dbpr": {"eta": 0.1}}
     elif schedule == "pretrained":
         settings["learner"] = "adamw"  # a plain model has no schedule; another optimiser instead
-
-    def weights(resume: str | None, kill_after: int | None) -> tuple[dict[str, torch.Tensor], str]:
-        config = GuiderConfig(model, "toy", config_dict={**settings, "resume": resume}, command_line=[])
-        trainer, train, valid, _ = _prepare(config)
-        if resume:
-            trainer.resume_checkpoint(resume)
-
-        def callback(epoch: int, score: float) -> None:
-            if epoch == kill_after:
-                raise Killed
-
-        try:
-            trainer.fit(train, valid, saved=True, callback_fn=callback)
-        except Killed:
-            return {}, trainer.last_model_file
-        state = {name: value for name, value in trainer.model.state_dict().items() if torch.is_tensor(value)}
-        return state, trainer.last_model_file
-
-    whole, last_file = weights(None, None)
-    assert not Path(last_file).exists()  # a finished run leaves its best model only
-    _, last_file = weights(None, kill_after=2)
-    assert Path(last_file).exists()
-    resumed, _ = weights(last_file, None)
-    assert set(whole) == set(resumed)
-    for name, value in whole.items():
-        assert torch.equal(value, resumed[name]), name
+    assert_resumes_exactly(model, settings, kill_after=2)
 
 
 def test_checkpoints_are_plain_data_and_carry_teacher_and_both_optimisers(toy: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from recbole.trainer import KGTrainer, NCLTrainer, RecVAETrainer, Trainer
+from resuming import assert_resumes_exactly
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_guider import load_data_and_model, run_recbole_guider
@@ -26,10 +27,6 @@ from recbole_guider.trainer import GuiderTraining, _with
 
 # powers of two: weighting a gradient is exact, and so are the comparisons
 MIRROR = {"interval": 2, "alpha": 0.5, "beta": 0.25}
-
-
-class Killed(Exception):
-    """Stands for a kill in the middle of a run."""
 
 
 class Batches(list):
@@ -161,31 +158,7 @@ def test_guider_training_against_updates_by_hand(backbone: str, student_loss: st
 @pytest.mark.parametrize("model", ["GUIDER_DGCN", "GUIDER_MMGCF", "LayerGCN", "BPR"])
 def test_a_killed_run_resumes_to_the_same_weights(model: str, toy: dict[str, Any]) -> None:
     settings = {**toy, "epochs": 4, "dropout": 0.3, "mirror_gradient": True}
-
-    def weights(resume: str | None, kill_after: int | None) -> tuple[dict[str, Any], str]:
-        trainer, train, valid = prepared(model, {**settings, "resume": resume})
-        if resume:
-            trainer.resume_checkpoint(resume)
-
-        def callback(epoch: int, score: float) -> None:
-            if epoch == kill_after:
-                raise Killed
-
-        try:
-            trainer.fit(train, valid, saved=True, callback_fn=callback)
-        except Killed:
-            return {}, trainer.last_model_file
-        return trainer.model.state_dict(), trainer.last_model_file
-
-    whole, _ = weights(None, None)
-    _, last_file = weights(None, kill_after=1)
-    resumed, _ = weights(last_file, None)
-    assert set(whole) == set(resumed)
-    for name, value in whole.items():
-        if torch.is_tensor(value):
-            assert torch.equal(value, resumed[name]), name
-        else:  # the state of random streams, and counters
-            assert all(torch.equal(part, resumed[name][key]) for key, part in value.items()), name
+    assert_resumes_exactly(model, settings, kill_after=1)
 
 
 def test_it_changes_training_and_travels_with_the_checkpoint(toy: dict[str, Any]) -> None:

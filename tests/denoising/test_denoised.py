@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from resuming import assert_resumes_exactly
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config import GuiderConfig, read_yaml
@@ -18,10 +19,6 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.model.denoised import INTERACTION
 from recbole_guider.quick_start import _prepare
 from recbole_guider.resources import properties_dir
-
-
-class Killed(Exception):
-    """Stands for a kill in the middle of a run."""
 
 
 def run(model: str, toy: dict[str, Any], denoising: Any, **changes: Any) -> dict[str, Any]:
@@ -226,29 +223,10 @@ def test_a_killed_run_resumes_to_the_same_weights(method: str, toy: dict[str, An
     if method == "sgdl":
         block["history"] = 1  # so that it guides before the kill
 
-    def weights(resume: str | None, kill_after: int | None) -> tuple[dict[str, torch.Tensor], str]:
-        trainer, train, valid = prepared("FREEDOM", toy, block, epochs=5, resume=resume)
-        if resume:
-            trainer.resume_checkpoint(resume)
+    def look(checkpoint: dict[str, Any]) -> None:
+        assert method != "sgdl" or bool(checkpoint["state_dict"]["method.guided"])
 
-        def callback(epoch: int, score: float) -> None:
-            if epoch == kill_after:
-                raise Killed
-
-        try:
-            trainer.fit(train, valid, saved=True, callback_fn=callback)
-        except Killed:
-            return {}, trainer.last_model_file
-        return {n: v for n, v in trainer.model.state_dict().items() if torch.is_tensor(v)}, trainer.last_model_file
-
-    whole, _ = weights(None, None)
-    _, last_file = weights(None, kill_after=2)
-    if method == "sgdl":
-        assert bool(torch.load(last_file, weights_only=True)["state_dict"]["method.guided"])
-    resumed, _ = weights(last_file, None)
-    assert set(whole) == set(resumed)
-    for name, value in whole.items():
-        assert torch.equal(value, resumed[name]), name
+    assert_resumes_exactly("FREEDOM", {**toy, "denoising": block, "epochs": 5}, kill_after=2, look=look)
 
 
 def test_the_same_seed_gives_the_same_numbers(toy: dict[str, Any]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from resuming import assert_resumes_exactly
 
 from recbole_guider import list_models, load_data_and_model, run_recbole_guider
 from recbole_guider.config import GuiderConfig
@@ -39,10 +39,6 @@ SMALL: dict[str, Any] = {
         "genre": {"columns": ["class", "release_year"], "encoder": {"class": "multi_hot", "release_year": "numeric"}},
     },
 }
-
-
-class Killed(Exception):
-    """Stands for a kill in the middle of a run."""
 
 
 # DAMRS weighs its rows by what it has learned so far: its loss rises at first, and falls in the test of planted tastes
@@ -110,32 +106,5 @@ RESUMED += [(f"GUIDER_{model}", DRAWING.get(model, {})) for model in ("BM3", "DG
 
 @pytest.mark.parametrize(("model", "changes"), RESUMED, ids=str)
 def test_a_killed_run_resumes_to_the_same_weights(model: str, changes: dict[str, Any], toy: dict[str, Any]) -> None:
-    def state(resume: str | None, kill_after: int | None) -> tuple[dict[str, Any], str]:
-        settings = {**toy, **changes, "epochs": 4, "resume": resume}
-        trainer, train, valid, _ = _prepare(GuiderConfig(model, "toy", config_dict=settings, command_line=[]))
-        if resume:
-            trainer.resume_checkpoint(resume)
-        # what others draw from the global generator must not matter
-        torch.manual_seed(99 if resume else 1)
-
-        def callback(epoch: int, score: float) -> None:
-            if epoch == kill_after:
-                raise Killed
-
-        try:
-            trainer.fit(train, valid, saved=True, callback_fn=callback)
-        except Killed:
-            return {}, trainer.last_model_file
-        return trainer.model.state_dict(), trainer.last_model_file
-
-    whole, _ = state(None, None)
     # killed after an odd number of epochs: LayerGCN prunes by turns
-    _, last_file = state(None, kill_after=0)
-    assert Path(last_file).exists()
-    resumed, _ = state(last_file, None)
-    assert set(whole) == set(resumed)
-    for name, value in whole.items():
-        if torch.is_tensor(value):
-            assert torch.equal(value, resumed[name]), name
-        else:  # the state of random streams, and counters
-            assert all(torch.equal(part, resumed[name][key]) for key, part in value.items()), name
+    assert_resumes_exactly(model, {**toy, **changes, "epochs": 4}, kill_after=0)
