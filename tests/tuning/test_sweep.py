@@ -312,6 +312,21 @@ def test_a_cluster_of_two_nodes_loses_one(toy_bpr: dict[str, Any], tmp_path: Pat
     assert all(lines.count((name, k)) == 1 for name in seen["finished"] for k in range(1, 31))
 
 
+def test_a_time_budget_stops_what_runs_and_takes_the_best_so_far(
+    small_ray: None, toy_bpr: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**toy_bpr, "epochs": 1_000_000, "stopping_step": 1_000_000}
+    result = tune_guider(
+        "BPR", "toy", config_dict=settings, space={"learning_rate": {"loguniform": [0.001, 0.1]}}, samples=40,
+        out=tmp_path / "sweep", scheduler="none", time_budget=15, verbose=False,
+    )
+    trials = result["trials"]
+    assert not (trials["status"] == "finished").any()  # none can reach its last epoch
+    assert trials["epochs"].max() < 1_000_000
+    assert result["best_valid_score"] == trials["best_valid_score"].max()
+    assert result["test_result"] and (tmp_path / "sweep" / "best.yaml").exists()
+
+
 # -- what is wrong is said before anything starts -----------------------------------------------------------------
 
 
