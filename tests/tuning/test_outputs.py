@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from recbole_guider import load_data_and_model, run_recbole_guider
+from recbole_guider.checkpoint import held_optimizers
 from recbole_guider.config import GuiderConfig, read_yaml, write_yaml
 from recbole_guider.data.dataset import build_dataset
 from recbole_guider.errors import GuiderError
@@ -214,7 +215,7 @@ def test_replay_stops_and_changes_settings_where_it_says(model: str, toy: dict[s
     assert replayed["best_valid_result"] == second.best_valid_result
     assert replayed["test_result"] == second.evaluate(test)
     # the new learning rate holds, for the teacher too
-    assert {group["lr"] for optimizer in second._optimizers().values() for group in optimizer.param_groups} == {0.05}
+    assert {group["lr"] for held in held_optimizers(second).values() for group in held.param_groups} == {0.05}
     plain = run_recbole_guider(model, "toy", config_dict={**toy, "learning_rate": 0.001})
     assert replayed["best_valid_score"] != plain["best_valid_score"]
     assert load_data_and_model(replayed["model_file"])[1] is not None
