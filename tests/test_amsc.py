@@ -6,11 +6,14 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 
-from recbole_guider.amsc import Calibration, calibrate, decision
+from recbole_guider.amsc import Calibration, calibrate, decision, factors
 from recbole_guider.amsc.behaviour import CoOccurrence
+from recbole_guider.amsc.draws import Parts
+from recbole_guider.amsc.factors import learn_factors
 from recbole_guider.amsc.judge import NULL_DRAWS, adaptive_weights
-from recbole_guider.amsc.learned import PARTS, RIDGE, held_out_ridge, joined_content, learn_embeddings
+from recbole_guider.amsc.learned import PARTS, RIDGE, half_whitened, held_out_ridge, joined_content, learn_embeddings
 from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
 from recbole_guider.amsc.similarity import confidence, normalise_modality
 from recbole_guider.errors import GuiderError
@@ -477,6 +480,22 @@ def test_learned_scores_and_nearest_items_equal_a_double_loop():
         length = np.linalg.norm(total)
         return rows[i] * total / length if length > 1e-6 else np.zeros(rows.shape[1])
 
+    fitted = learn_factors(
+        build_profiles(users, items, n_users, n_items),
+        learned["content"].parts,
+        degree,
+        half_whitened(joined),
+        True,
+        np.random.default_rng([4, 4]),
+    )
+
+    def next_to_the_rest(u, i, rest):
+        context, target = fitted.context[part[u]].astype(float), fitted.target[part[u]].astype(float)
+        total = np.sum([context[o] for o in rest], axis=0)
+        return total @ target[i] / np.linalg.norm(total) / np.linalg.norm(target[i]) if rest else 0.0
+
+    check("learned.factors", next_to_the_rest)
+
     of_part = {"directions": [middle] * PARTS, "content_directions": learned["content"].rows}
     for name, parts in of_part.items():
         weights = []
@@ -495,6 +514,84 @@ def test_learned_scores_and_nearest_items_equal_a_double_loop():
             return product(parts[part[u]].astype(float), i, rest) @ weights[part[u]] if rest else 0.0
 
         check(f"learned.{name}", discriminant)
+
+
+@pytest.mark.parametrize("by_item", [True, False])
+def test_learned_factors_know_nothing_of_their_own_users(by_item):
+    users, items, features, n_users, n_items = world(120, 60)
+    content = np.concatenate(list(features.values()), axis=1)
+    degree, parts = np.bincount(items, minlength=n_items), Parts(3, 4)
+    part = parts(np.arange(n_users))
+
+    def rows(of_items):
+        profiles = build_profiles(users, of_items, n_users, n_items)
+        return learn_factors(profiles, parts, degree, content, by_item, np.random.default_rng(0))
+
+    learned = rows(items)
+    for k in range(parts.count):
+        other = np.where(part[users] == k, np.random.default_rng(1).permutation(items), items)
+        changed = rows(other)
+        for side in ("context", "target"):
+            np.testing.assert_array_equal(getattr(changed, side)[k], getattr(learned, side)[k])
+            apart = (k + 1) % parts.count
+            assert not np.array_equal(getattr(changed, side)[apart], getattr(learned, side)[apart])
+
+
+def test_factors_without_rows_of_items_are_a_map_of_the_content():
+    users, items, features, n_users, n_items = world(120, 60)
+    features["image"][1] = features["image"][0]
+    profiles, degree = build_profiles(users, items, n_users, n_items), np.bincount(items, minlength=n_items)
+    learned = learn_factors(profiles, Parts(0, 2), degree, features["image"], False, np.random.default_rng(0))
+    for rows in learned.context:
+        np.testing.assert_array_equal(rows[1], rows[0])
+        found, *_ = np.linalg.lstsq(features["image"], rows, rcond=None)
+        np.testing.assert_allclose(features["image"] @ found, rows, atol=1e-4)
+
+
+def test_the_loss_of_factors_equals_a_loop_over_pairs():
+    users, items, features, n_users, n_items = world(30, 20, sizes=(2, 6))
+    content = torch.from_numpy(features["image"].astype(np.float32))
+    model = factors._Model(n_items, content, True, torch.Generator().manual_seed(0))
+    matrix = build_profiles(users, items, n_users, n_items).matrix
+    matrix = matrix[np.flatnonzero(np.diff(matrix.indptr) > 1)]
+    negatives = torch.tensor([3, 3, 7, 11])
+    (a, b), (w, v) = ([side.detach().double() for side in pair] for pair in (model.of_items, model.maps))
+    context, target = a + content.double() @ w, b + content.double() @ v
+    losses = []
+    for row in matrix:
+        for i in row.indices:
+            rest = sum(context[o] for o in row.indices if o != i)
+            cosines = [torch.cosine_similarity(rest, target[j], dim=0) for j in (i, *negatives)]
+            scores = torch.stack(cosines) / factors.TEMPERATURE
+            losses.append(torch.logsumexp(scores, 0) - scores[0])
+    assert model._loss(matrix, negatives).item() == pytest.approx(float(sum(losses)) / len(losses), rel=1e-5)
+
+
+def test_factors_do_not_depend_on_the_number_of_threads():
+    users, items, features, n_users, n_items = world()
+    profiles, degree = build_profiles(users, items, n_users, n_items), np.bincount(items, minlength=n_items)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(
+                learn_factors(profiles, Parts(0, 2), degree, features["text"], True, np.random.default_rng(0))
+            )
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[0].target, found[1].target)
+
+
+@pytest.mark.parametrize("behaviour", [True, False])
+def test_learned_factors_find_noise_that_content_does_not_show(behaviour):
+    users, items, features, n_users, n_items = world(600, 200, dims=(12,), sizes=(4, 20))
+    junk = 4 * np.random.default_rng(1).normal(size=(n_items, 12))
+    features = {"image": np.concatenate([features["image"], junk], axis=1)}
+    users, items, noise = inject(users, items, n_users, n_items, 0.3, 0)
+    result = run(users, items, features, n_users, n_items, behaviour=behaviour)
+    plain, learned = result.evidence["image"], result.evidence["learned.factors"]
+    assert auroc(learned[~noise], learned[noise]) > auroc(plain[~noise], plain[noise]) + 0.05
 
 
 def test_learned_content_finds_the_directions_that_matter():

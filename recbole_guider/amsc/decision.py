@@ -11,7 +11,7 @@ from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.profiles import FloatArray, IntArray
 
 #: Parts of the users for cross-fitting.
-FOLDS = 3
+FOLDS = 5
 #: f/f0 at this quantile of the null pairs is taken as its floor, the noise share pi0.
 FLOOR_QUANTILE = 0.1
 #: Bins of equal size over the profile sizes for zscore.

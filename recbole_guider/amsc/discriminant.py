@@ -22,15 +22,21 @@ _BLOCK_ELEMENTS = 4_194_304
 
 
 def products(
-    rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates
+    rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates, target: NDArray[np.float32] | None = None
 ) -> Iterator[tuple[slice, FloatArray]]:
     """Blocks of v_i * r_u, entry by entry; float32 [block, d].
 
     r_u is the sum of the rows of the profile without the left-out item, divided by its length. The sum over the
     entries is the cosine of the item and the rest of the profile.
+
+    Args:
+        rows: float32 [n_items, d], summed over profiles.
+        candidates: sorted by user.
+        target: float32 [n_items, d], v; ``rows`` themselves if None.
     """
     step = max(_BLOCK_ELEMENTS // rows.shape[1], 1)
     wide = rows.astype(np.float64)
+    of_items = wide if target is None else target.astype(np.float64)
     for start in range(0, len(candidates), step):
         block = slice(start, min(start + step, len(candidates)))
         users = candidates.users[block]
@@ -39,7 +45,7 @@ def products(
         length = np.linalg.norm(rest, axis=1, keepdims=True)
         # What subtraction leaves of a rest that is empty is rounding.
         rest = np.where(length > 1e-6, rest / np.maximum(length, 1e-6), 0.0)
-        yield block, (rest * wide[candidates.items[block]]).astype(np.float32)
+        yield block, (rest * of_items[candidates.items[block]]).astype(np.float32)
 
 
 @dataclass(frozen=True)

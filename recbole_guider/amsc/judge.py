@@ -17,7 +17,15 @@ from recbole_guider.amsc import decision
 from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
 from recbole_guider.amsc.discriminant import Discriminant, learn_discriminant
 from recbole_guider.amsc.draws import uniform
-from recbole_guider.amsc.learned import PARTS, FoldedEmbeddings, centred, joined_content, learn_embeddings
+from recbole_guider.amsc.factors import Factors, learn_factors
+from recbole_guider.amsc.learned import (
+    PARTS,
+    FoldedEmbeddings,
+    centred,
+    half_whitened,
+    joined_content,
+    learn_embeddings,
+)
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, NullPairs, Profiles, draw_null_pairs
 from recbole_guider.amsc.similarity import (
     Modality,
@@ -37,7 +45,7 @@ logger = logging.getLogger(__name__)
 #: The name of the behaviour modality among the weights and the evidence.
 BEHAVIOUR = "behaviour"
 #: Null pairs drawn for each observed pair.
-NULL_DRAWS = 1
+NULL_DRAWS = 2
 #: About the largest number of observed and null pairs that the classifier learns from.
 SAMPLE = 1_000_000
 #: About the largest number of pairs that embeddings are learned from.
@@ -143,7 +151,7 @@ class Evidence:
             self.modalities.append(behaviour)
         self.behaviour = None if isinstance(behaviour, Modality) else behaviour
         self.learned = dict(learned or {})
-        self.discriminants: dict[str, Discriminant] = {}
+        self.fitted: dict[str, Discriminant | Factors] = {}
 
     def parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
         """The score of each modality on its own; name -> float64 [len(candidates)]."""
@@ -159,7 +167,7 @@ class Evidence:
     def further_parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
         """What is evidence beside the score: learned similarities, nearest items; name -> float64 [len(candidates)]."""
         result = {name: e.mean_scores(self.agreement, profiles, candidates) for name, e in self.learned.items()}
-        result |= {name: d.scores(profiles, candidates) for name, d in self.discriminants.items()}
+        result |= {name: fitted.scores(profiles, candidates) for name, fitted in self.fitted.items()}
         if self.nearest:
             for modality in self.modalities:
                 result[f"nearest.{modality.name}"] = top_scores(
@@ -354,7 +362,9 @@ def learn(
     wants_behaviour = settings.behaviour or behaviour_embeddings is not None
     check_modalities(modalities, wants_behaviour)
     # One generator for each purpose: an option that draws more does not change the others.
-    anchor_rng, null_rng, learned_rng, decision_rng = (np.random.default_rng([seed, k]) for k in range(4))
+    anchor_rng, null_rng, learned_rng, decision_rng, factors_rng = (
+        np.random.default_rng([seed, k]) for k in range(5)
+    )
     n_items = profiles.n_items
     agreement = confidence(modalities, kind=settings.confidence, anchors=settings.anchors, rng=anchor_rng)
     if not modalities:
@@ -406,9 +416,18 @@ def learn(
         user_parts, by_part = learned["content"].parts, learned["content"].rows
         middle = centred(joined, counts.item_degree.astype(np.float64)).astype(np.float32)
         for name, rows in {"directions": [middle] * PARTS, "content_directions": by_part}.items():
-            evidence.discriminants[f"learned.{name}"] = learn_discriminant(
+            evidence.fitted[f"learned.{name}"] = learn_discriminant(
                 rows, user_parts, sample, observed, null, learned_rng
             )
+    if settings.learned and (wants_behaviour or joined is not None):
+        evidence.fitted["learned.factors"] = learn_factors(
+            profiles,
+            learned["behaviour"].parts,
+            counts.item_degree,
+            None if joined is None else half_whitened(joined),
+            wants_behaviour,
+            factors_rng,
+        )
     score = evidence.score(sample, observed, parts, weights)
     null_score = evidence.score(sample, null, null_parts, weights)
     parts |= evidence.further_parts(sample, observed)

@@ -97,7 +97,7 @@ def learn_embeddings(
     """
     parts = Parts(int(rng.integers(2**63)), PARTS)
     part = parts(profiles.keys)
-    content = None if joined is None else _half_whitened(joined)
+    content = None if joined is None else half_whitened(joined)
     rows: dict[str, list[NDArray[np.float32]]] = {"behaviour": []}
     if content is not None:
         rows |= {"content": [], "both": []}
@@ -172,7 +172,7 @@ def joined_content(modalities: list[Modality], rng: np.random.Generator) -> NDAr
     return rows
 
 
-def _half_whitened(rows: NDArray[np.float32]) -> FloatArray:
+def half_whitened(rows: NDArray[np.float32]) -> FloatArray:
     """Principal components, each divided by the root of its spread; float64."""
     wide = rows.astype(np.float64)
     values, vectors = np.linalg.eigh(wide.T @ wide / len(wide))
