@@ -75,7 +75,7 @@ def learn_factors(
     """Context and target rows for every part of the users from the interactions of the others.
 
         q_i = a_i + x_i W,    t_i = b_i + x_i W',    r_u = sum of q over I_u without i
-        loss = - mean over (u, i) of log( exp(cos(r_u, t_i) / tau) / (exp(cos(r_u, t_i) / tau) + sum_j exp(cos(r_u, t_j) / tau)) )
+        loss = - mean over (u, i) of log( e_i / (e_i + sum of e_j) ),    e_i = exp(cos(r_u, t_i) / tau)
 
     with negatives j drawn by popularity, as the null pairs are: what is learned is which item fits, not which is
     popular. Adam, batches of whole users. Without ``by_item`` there are no a and b: the score is then a function of the
