@@ -57,11 +57,10 @@ class ReleasedTeacher(FREEDOM):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        names = compared_modalities(list(dataset.item_features))
-        self.maps = nn.ModuleDict(
-            {name: nn.Linear(getattr(self, f"features_{name}").shape[1], MAP_SIZE) for name in names}
-        )
-        self.hashes = nn.ModuleDict({name: nn.Linear(MAP_SIZE, BITS) for name in names})
+        names = list(dataset.item_features)
+        self.compared = [names.index(name) for name in compared_modalities(names)]
+        self.maps = nn.ModuleList(nn.Linear(self.content[place].dim, MAP_SIZE) for place in self.compared)
+        self.hashes = nn.ModuleList(nn.Linear(MAP_SIZE, BITS) for _ in self.compared)
         self.user_hash = nn.Linear(config["embedding_size"], BITS)
         for part in (self.maps, self.hashes, self.user_hash):
             part.requires_grad_(False)
@@ -77,8 +76,9 @@ class ReleasedTeacher(FREEDOM):
         """The weights [B] of a batch: users' rows [B, d] as the graph gives them, and their items int64 [B]."""
         if len(self.maps) < 2:
             return torch.ones_like(user[:, 0])
-        mapped = [layer(getattr(self, f"features_{name}")[items]) for name, layer in self.maps.items()]
-        signs = [torch.sign(layer(rows)) for layer, rows in zip(self.hashes.values(), mapped, strict=True)]
+        content = [self.content[place].values[items] for place in self.compared]
+        mapped = [layer(rows) for layer, rows in zip(self.maps, content, strict=True)]
+        signs = [torch.sign(layer(rows)) for layer, rows in zip(self.hashes, mapped, strict=True)]
         return interaction_weights(mapped, signs, torch.sign(self.user_hash(user)))
 
 

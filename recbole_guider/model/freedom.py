@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from recbole_guider.data.features import require_content
 from recbole_guider.graph import combine, knn_graph, propagate_mean
 from recbole_guider.model.base import Encoding
-from recbole_guider.model.content import modality_weights
+from recbole_guider.model.content import ModalityContent, modality_weights
 from recbole_guider.model.pruned import PrunedGraphRecommender
 
 
@@ -55,20 +55,12 @@ class FREEDOM(PrunedGraphRecommender):
         size: int = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, size)
         self.item_embedding = nn.Embedding(self.n_items, size)
-        self.projections = nn.ModuleDict()
         self.item_graph = combine(
             [knn_graph(part.values, config["knn_k"], present=part.present) for part in features.values()],
             [weights[name] for name in features],
         ).to(self.device)
-        for name, part in features.items():
-            values = torch.from_numpy(part.values)
-            if config["train_features"]:
-                self.register_parameter(f"features_{name}", nn.Parameter(values.clone()))
-            else:
-                # not in the state dict: the data set has them, and a checkpoint need not repeat them
-                self.register_buffer(f"features_{name}", values, persistent=False)
-            self.register_buffer(f"present_{name}", torch.from_numpy(part.present), persistent=False)
-            self.projections[name] = nn.Linear(part.values.shape[1], size)
+        self.content = nn.ModuleList(ModalityContent(part, config["train_features"]) for part in features.values())
+        self.projections = nn.ModuleList(nn.Linear(part.dim, size) for part in features.values())
         self.apply(xavier_uniform_initialization)
 
     def encode(self) -> Encoding:
@@ -85,9 +77,8 @@ class FREEDOM(PrunedGraphRecommender):
             return total
         user = encoding.users[interaction[self.USER_ID]]
         item, other = interaction[self.ITEM_ID], interaction[self.NEG_ITEM_ID]
-        for name, projection in self.projections.items():
-            values, present = getattr(self, f"features_{name}"), getattr(self, f"present_{name}")
-            both = present[item] & present[other]
-            margin = (user * (projection(values[item]) - projection(values[other]))).sum(dim=1)
+        for content, projection in zip(self.content, self.projections, strict=True):
+            both = content.present[item] & content.present[other]
+            margin = (user * (projection(content.values[item]) - projection(content.values[other]))).sum(dim=1)
             total = total - (logsigmoid(margin) * both).sum() / len(both)
         return self.reg_weight * total

@@ -15,6 +15,7 @@ from recbole_guider.errors import GuiderError, one_of
 from recbole_guider.graph import propagate_mean
 from recbole_guider.losses import l2_penalty
 from recbole_guider.model.base import Encoding
+from recbole_guider.model.content import ModalityContent
 from recbole_guider.model.pruned import PrunedGraphRecommender
 
 FUSIONS = ("mean", "sum", "concat")
@@ -71,11 +72,8 @@ class MMGCF(PrunedGraphRecommender):
         self.item_embedding = nn.Embedding(self.n_items, size)
         nn.init.xavier_uniform_(self.user_embedding.weight)
         nn.init.xavier_uniform_(self.item_embedding.weight)
-        self.projections = nn.ModuleDict()
-        for name, part in features.items():
-            # not in the state dict: the data set has them, and a checkpoint need not repeat them
-            self.register_buffer(f"features_{name}", torch.from_numpy(part.values), persistent=False)
-            self.projections[name] = nn.Linear(part.values.shape[1], content_size)
+        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
+        self.projections = nn.ModuleList(nn.Linear(part.dim, content_size) for part in features.values())
         present = torch.stack([torch.from_numpy(part.present) for part in features.values()], dim=1)
         self.register_buffer("present", present.float(), persistent=False)
         if self.weighting == "alpha":
@@ -94,7 +92,9 @@ class MMGCF(PrunedGraphRecommender):
 
     def _fused(self, items: Tensor) -> Tensor:
         """The item matrix ``[n_items, d]``: behaviour ``items`` joined with the content."""
-        content = [projection(getattr(self, f"features_{name}")) for name, projection in self.projections.items()]
+        content = [
+            projection(part.values) for part, projection in zip(self.content, self.projections, strict=True)
+        ]
         present, layer = self.present, getattr(self, "item_layer", None)
         if self.weighting == "equal":
             if len(content) > 1:

@@ -26,7 +26,7 @@ def test_agrees_with_its_reference(fusion: str, weighting: str, tmp_path: Path) 
     model, given, form = ours.model, ours.arrays, f"{fusion}.{weighting}"
     ours.place(model.user_embedding.weight, given["weight.user_embedding.weight"], ours.user_ids)
     ours.place(model.item_embedding.weight, given["weight.item_id_embedding.weight"], ours.item_ids)
-    names = {f"projections.{name}": f"{name}_trs" for name in ("image", "text")}
+    names = {f"projections.{place}": f"{name}_trs" for place, name in enumerate(("image", "text"))}
     names["content_layer"] = "mm_concat_layer"
     names["item_layer"] = "id_mm_concat_layer" if weighting == "equal" else "all_concat_layer"
     for name, parameter in model.named_parameters():
@@ -41,7 +41,7 @@ def test_agrees_with_its_reference(fusion: str, weighting: str, tmp_path: Path) 
     torch.testing.assert_close(loss, torch.tensor(float(given[f"{form}.loss"])), rtol=1e-5, atol=0.0)
     loss.backward()
     gradient = torch.from_numpy(given[f"{form}.gradient"])
-    torch.testing.assert_close(model.projections["image"].weight.grad, gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.projections[0].weight.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
 def with_modalities(toy: dict[str, Any], count: int) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def test_is_its_formulas_for_any_number_of_modalities_and_missing_rows(
     expected = []
     for item in range(model.n_items):
         content: list[torch.Tensor | None] = [
-            model.projections[name](torch.from_numpy(part.values[item])) if part.present[item] else None
-            for name, part in features.items()
+            projection(torch.from_numpy(part.values[item])) if part.present[item] else None
+            for projection, part in zip(model.projections, features.values(), strict=True)
         ]
         own = behaviour[item]
         layer = getattr(model, "item_layer", None)
@@ -106,8 +106,8 @@ def test_the_padding_row_and_what_fills_missing_rows_have_no_influence(toy: dict
         with torch.no_grad():
             model.user_embedding.weight[0] += 7.0
             model.item_embedding.weight[0] += 7.0
-            for name, part in train.dataset.item_features.items():
-                getattr(model, f"features_{name}")[torch.from_numpy(~part.present)] += 3.0
+            for content in model.content:
+                content.values[~content.present] += 3.0
         after = model.embeddings()
         for old, new in zip(before, after, strict=True):
             assert torch.equal(old[1:], new[1:])
@@ -117,7 +117,7 @@ def test_the_padding_row_and_what_fills_missing_rows_have_no_influence(toy: dict
 def test_content_is_not_trained_and_pruning_is_freedoms(toy: dict[str, Any]) -> None:
     model = built("MMGCF", toy, dropout=0.5)[0]
     freedom = built("FREEDOM", toy, dropout=0.5)[0]
-    assert not any(name.startswith("features_") for name in model.state_dict())
+    assert not any(name.startswith("content.") for name in model.state_dict())
     for _ in range(2):
         assert torch.equal(model.train().training_graph().to_dense(), freedom.train().training_graph().to_dense())
 

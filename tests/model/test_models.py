@@ -95,9 +95,8 @@ def test_freedom_is_its_formulas(toy: dict[str, Any]) -> None:
     batch = next(iter(train))
     user, item, other = (batch[name] for name in ("user_id", "item_id", "neg_item_id"))
     expected = -logsigmoid((users[user] * (items[item] - items[other])).sum(1)).mean()
-    for name, part in dataset.item_features.items():
+    for projection, part in zip(model.projections, dataset.item_features.values(), strict=True):
         total = 0.0
-        projection = model.projections[name]
         for u, i, j in zip(user.tolist(), item.tolist(), other.tolist(), strict=True):
             if part.present[i] and part.present[j]:
                 difference = projection(torch.from_numpy(part.values[i])) - projection(torch.from_numpy(part.values[j]))
@@ -139,8 +138,15 @@ def test_freedom_refuses_what_it_cannot_use(changes: dict[str, Any], message: st
 
 def test_freedoms_features_are_parameters_when_asked(toy: dict[str, Any]) -> None:
     frozen, trained = (built("FREEDOM", toy, train_features=choice)[0] for choice in (False, True))
-    assert "features_image" in dict(trained.named_parameters())
-    assert "features_image" not in dict(frozen.named_parameters()) and "features_image" not in frozen.state_dict()
+    assert "content.0.values" in dict(trained.named_parameters())
+    assert "content.0.values" not in dict(frozen.named_parameters()) and "content.0.values" not in frozen.state_dict()
+
+
+@pytest.mark.parametrize("name", ["FREEDOM", "MMGCF"])
+def test_a_modality_may_have_any_name(name: str, toy: dict[str, Any]) -> None:
+    image, text = toy["modalities"].values()
+    model, _, train = built(name, {**toy, "modalities": {"type": image, "a.b": text, "keys": image}})
+    assert torch.isfinite(torch.as_tensor(model.calculate_loss(next(iter(train)))))
 
 
 def test_the_student_starts_where_the_plain_model_starts(toy: dict[str, Any]) -> None:

@@ -41,12 +41,13 @@ def published(tmp_path: Path) -> Reference:
         for theirs, name in NAMES.items():
             ids = ours.user_ids if name == "user_embedding" else ours.item_ids
             ours.place(getattr(model, name).weight, ours.arrays[f"{who}.{theirs}.weight"], ids)
-    for modality in ("image", "text"):
+    for place, modality in enumerate(("image", "text")):  # as tests/model/reference.py gives them
+        compared = teacher.compared.index(place)
         for kind in ("weight", "bias"):
             for part, theirs in (
-                (student.projections[modality], f"student.{modality}_trs.{kind}"),
-                (teacher.maps[modality], f"teacher.{modality}_trs.{kind}"),
-                (teacher.hashes[modality], f"teacher.{modality}_hash_layer.{kind}"),
+                (student.projections[place], f"student.{modality}_trs.{kind}"),
+                (teacher.maps[compared], f"teacher.{modality}_trs.{kind}"),
+                (teacher.hashes[compared], f"teacher.{modality}_hash_layer.{kind}"),
                 (teacher.user_hash, f"teacher.user_hash_layer.{kind}"),
             ):
                 ours.place(getattr(part, kind), ours.arrays[theirs])
