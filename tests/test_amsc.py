@@ -22,6 +22,12 @@ from recbole_guider.settings import CalibrationSettings
 TASTES = 6
 
 
+@pytest.fixture(autouse=True)
+def few_passes(monkeypatch):
+    """Nothing here but what says so asks how well factors are learned; one pass over the pairs is quick."""
+    monkeypatch.setattr(factors, "EPOCHS", 1)
+
+
 def world(n_users=300, n_items=150, seed=0, sharpness=0.9, dims=(12, 8), sizes=(1, 30)):
     """Users with one taste each who mostly choose items of that taste; content that shows the taste."""
     rng = np.random.default_rng(seed)
@@ -584,7 +590,8 @@ def test_factors_do_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize("behaviour", [True, False])
-def test_learned_factors_find_noise_that_content_does_not_show(behaviour):
+def test_learned_factors_find_noise_that_content_does_not_show(behaviour, monkeypatch):
+    monkeypatch.setattr(factors, "EPOCHS", 10)
     users, items, features, n_users, n_items = world(600, 200, dims=(12,), sizes=(4, 20))
     junk = 4 * np.random.default_rng(1).normal(size=(n_items, 12))
     features = {"image": np.concatenate([features["image"], junk], axis=1)}
