@@ -8,15 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from recbole_guider.errors import GuiderError
 
-__all__ = ["DBPR_FORMS", "dbpr_loss", "l2_penalty", "soft_negative"]
+__all__ = ["DBPR_FORMS", "dbpr_loss", "l2_penalty", "soft_negative", "soft_negative_sum"]
 
 DBPR_FORMS = ("pairwise", "softmax")
 # exp(-2 x) is still a normal float32 number.
 _SAFE_EXPONENT = 40.0
+# Scores that one block of a sum of soft negatives holds: on a CPU they stay in its cache.
+_BLOCK_ENTRIES = {"cpu": 2**20}
+_BLOCK_ENTRIES_ELSEWHERE = 2**25
+# Rows of a block at least, however many negatives there are: products with fewer are slow.
+_BLOCK_ROWS = 64
 
 
 def dbpr_loss(
@@ -149,17 +155,11 @@ class _SoftNegative(torch.autograd.Function):
         ctx: Any, users: Tensor, items: Tensor, temperature: float, excluded: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         with torch.autocast(users.device.type, enabled=False):
-            u, v = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (users, items))
+            u, v = _at_least_single(users), _at_least_single(items)
             weight = (u / temperature) @ v.T
             if excluded is not None:
                 weight[excluded] = -torch.inf
-            # Scores cannot pass the product of the longest vectors: where that is small enough for exp, as for cosines
-            # at the usual temperatures, the pass over [B, N] that looks for the maximum can be saved.
-            shift: Tensor = (u.norm(dim=1).amax() * v.norm(dim=1).amax() / temperature).expand(len(u))
-            if len(u) and float(shift[0]) > _SAFE_EXPONENT:
-                shift = weight.amax(1)
-                shift = shift.masked_fill(shift.isinf(), 0.0)
-            weight.sub_(shift[:, None]).exp_()
+            shift = _exponentiate(weight, _largest_score(u, v, temperature))
             total = weight.sum(1)
         ctx.save_for_backward(u, v, weight, total)
         ctx.temperature, ctx.types = temperature, (users.dtype, items.dtype)
@@ -171,6 +171,85 @@ class _SoftNegative(torch.autograd.Function):
         factor = torch.where(total > 0, gradients[0] / total, 0.0)[:, None]
         of_users, of_items = factor * (weight @ v), weight.T @ (factor * u)
         return of_users.to(ctx.types[0]), of_items.to(ctx.types[1]), None, None
+
+
+def soft_negative_sum(users: Tensor, items: Tensor, *, temperature: float, weights: Tensor | None = None) -> Tensor:
+    """``(weights * soft_negative(users, items)).sum()``, where only that sum is wanted.
+
+    Its gradient is known up to a factor before the backward pass, and is computed together with the value in blocks
+    of rows, so that no [B, N] array is ever made. It cannot be differentiated twice.
+
+    Args:
+        users: u [B, d], floats; half precision is computed in float32.
+        items: v [N, d], the negatives, one or more.
+        temperature: tau > 0.
+        weights: [B], without gradients; None: 1 each.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        GuiderError: the temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise GuiderError(f"temperature must be above 0, not {temperature}.")
+    return _SoftNegativeSum.apply(users, items, temperature, weights)
+
+
+class _SoftNegativeSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, items: Tensor, temperature: float, weights: Tensor | None) -> Tensor:
+        with torch.autocast(users.device.type, enabled=False):
+            u, v = _at_least_single(users), _at_least_single(items)
+            share = u.new_ones(len(u)) if weights is None else weights.to(u.dtype)
+            bound = _largest_score(u, v, temperature)
+            wanted = any(ctx.needs_input_grad)
+            of_users, of_items = torch.empty_like(u), torch.zeros_like(v)
+            result = u.new_zeros(())
+            rows = max(_BLOCK_ROWS, _BLOCK_ENTRIES.get(u.device.type, _BLOCK_ENTRIES_ELSEWHERE) // max(len(v), 1))
+            for start in range(0, len(u), rows):
+                block, factor = u[start : start + rows], share[start : start + rows]
+                weight = (block / temperature) @ v.T
+                shift = _exponentiate(weight, bound)
+                total = weight.sum(1)
+                result += (factor * (total.log() + shift)).sum()
+                if wanted:
+                    factor = (factor / total)[:, None]
+                    of_users[start : start + rows] = factor * (weight @ v)
+                    of_items.addmm_(weight.T, factor * block)
+        ctx.save_for_backward(of_users, of_items)
+        ctx.types = users.dtype, items.dtype
+        return temperature * result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_users, of_items = (
+            (gradients[0] * gradient).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
+        )
+        return of_users, of_items, None, None
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _largest_score(u: Tensor, v: Tensor, temperature: float) -> Tensor:
+    """What no score <u_b, v_j> / tau can pass: the product of the longest vectors."""
+    return u.norm(dim=1).amax() * v.norm(dim=1).amax() / temperature
+
+
+def _exponentiate(scores: Tensor, bound: Tensor) -> Tensor:
+    """Scores [B, N] become exp(scores - shift) in their place; the shift [B], finite."""
+    # Where the bound is small enough for exp, as for cosines at the usual temperatures, the pass over [B, N] that
+    # looks for the maximum can be saved.
+    shift = bound.expand(len(scores))
+    if len(scores) and float(bound) > _SAFE_EXPONENT:
+        shift = scores.amax(1)
+        shift = shift.masked_fill(shift.isinf(), 0.0)
+    scores.sub_(shift[:, None]).exp_()
+    return shift
 
 
 def l2_penalty(*rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_guider.errors import GuiderError
-from recbole_guider.losses import dbpr_loss, soft_negative
+from recbole_guider.losses import dbpr_loss, soft_negative, soft_negative_sum
 
 FORMS = ["pairwise", "softmax"]
 
@@ -214,3 +214,24 @@ def test_soft_negative_gradient_and_the_loss_it_stands_for() -> None:
     torch.testing.assert_close(one, many)
     with pytest.raises(GuiderError, match="temperature must be above 0"):
         soft_negative(users, items, temperature=0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+@pytest.mark.parametrize("weights", [None, torch.tensor([1, 3, 1, 0, 2, 1, 4])])
+def test_soft_negative_sum_in_blocks(
+    temperature: float, weights: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recbole_guider.losses._BLOCK_ROWS", 3)
+    monkeypatch.setattr("recbole_guider.losses._BLOCK_ENTRIES", {"cpu": 4})
+    generator = torch.Generator().manual_seed(2)
+    users, items = (torch.randn(n, 3, generator=generator, dtype=torch.float64).requires_grad_() for n in (7, 5))
+    each = soft_negative(users, items, temperature=temperature)
+    expected = (each if weights is None else weights * each).sum()
+    got = soft_negative_sum(users, items, temperature=temperature, weights=weights)
+    torch.testing.assert_close(got, expected)
+    gradients = [torch.autograd.grad(2.5 * total, (users, items)) for total in (got, expected)]
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        torch.testing.assert_close(soft_negative_sum(users, items, temperature=temperature, weights=weights), expected)
+    with pytest.raises(GuiderError, match="temperature must be above 0"):
+        soft_negative_sum(users, items, temperature=-temperature)

@@ -5,20 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recbole_guider.losses import soft_negative
+from recbole_guider.losses import soft_negative_sum
 
 
-def info_nce(view: Tensor, other: Tensor, temperature: float, candidates: Tensor | None = None) -> Tensor:
+def info_nce(
+    view: Tensor, other: Tensor, temperature: float, candidates: Tensor | None = None, counts: Tensor | None = None
+) -> Tensor:
     r"""InfoNCE of two views of the same B things: each row of one shall recognise its own row among all of the other.
 
     - mean_b log[ exp(cos(a_b, o_b) / tau) / sum_c exp(cos(a_b, o_c) / tau) ],
 
-    as one autograd node that keeps one [B, C] array.
+    whose sum over c is one autograd node that makes no [B, C] array.
 
     Args:
         view, other: a, o ``[B, d]``, any lengths.
         temperature: tau > 0.
         candidates: what c runs over, ``[C, d]``, the rows of ``other`` among them; None: the rows of ``other``.
+        counts: how often each of the B counts in the mean ``[B]``, above 0; None: once.
 
     Returns:
         A scalar; 0 for no rows.
@@ -32,5 +35,8 @@ def info_nce(view: Tensor, other: Tensor, temperature: float, candidates: Tensor
         return view.sum()
     view, other = normalize(view, dim=1), normalize(other, dim=1)
     own = (view * other).sum(dim=1)
+    if counts is not None:
+        own = counts * own
     all_rows = other if candidates is None else normalize(candidates, dim=1)
-    return (soft_negative(view, all_rows, temperature=temperature) - own).sum() / (temperature * len(view))
+    difference = soft_negative_sum(view, all_rows, temperature=temperature, weights=counts) - own.sum()
+    return difference / (temperature * (len(view) if counts is None else counts.sum()))

@@ -142,15 +142,21 @@ class LGMRec(FactorisedRecommender):
         total: Tensor | float = 0.0
         if not self.cl_weight:
             return total
-        user, item = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        # a batch repeats users and items: each is compared with all candidates once
+        user, user_counts = interaction[self.USER_ID].unique(return_counts=True)
+        item, item_counts = interaction[self.ITEM_ID].unique(return_counts=True)
         users, items = encoding.parts["shared"].split([self.n_users, self.n_items], dim=1)
+
+        def contrast(view: Tensor, other: Tensor, candidates: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
+            rows = view.index_select(0, ids), other.index_select(0, ids)
+            return counts.sum() * info_nce(*rows, self.temperature, candidates, counts)
+
         for one, other in combinations(range(len(self.content)), 2):
-            candidates = users[other][1:]
-            total = total + len(user) * info_nce(users[one][user], users[other][user], self.temperature, candidates)
+            total = total + contrast(users[one], users[other], users[other][1:], user, user_counts)
             present = self.content[other].present
-            both = item[self.content[one].present[item] & present[item]]
+            both = self.content[one].present[item] & present[item]
             candidates = items[other][present]
-            total = total + len(both) * info_nce(items[one][both], items[other][both], self.temperature, candidates)
+            total = total + contrast(items[one], items[other], candidates, item[both], item_counts[both])
         return self.cl_weight * total
 
     def regulariser(self, encoding: Encoding, interaction: Interaction) -> Tensor:
