@@ -28,7 +28,7 @@ TEMPERATURE = 0.7
 #: Passes over the pairs; fewer where there are more than VISITS / EPOCHS pairs.
 EPOCHS = 10
 #: About the largest number of pairs that are looked at for one part of the users, repetitions included.
-VISITS = 4_000_000
+VISITS = 1_000_000
 LEARNING_RATE = 0.01
 #: Pairs in a batch of whole users, and negatives that they share.
 BATCH, NEGATIVES = 4096, 512
