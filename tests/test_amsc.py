@@ -573,6 +573,23 @@ def test_the_loss_of_factors_equals_a_loop_over_pairs():
     assert model._loss(matrix, negatives).item() == pytest.approx(float(sum(losses)) / len(losses), rel=1e-5)
 
 
+def test_learning_factors_looks_at_a_bounded_number_of_pairs(monkeypatch):
+    users, items, features, n_users, n_items = world()
+    profiles, degree = build_profiles(users, items, n_users, n_items), np.bincount(items, minlength=n_items)
+    looked_at, loss = [], factors._Model._loss
+
+    def counted(self, matrix, negatives):
+        looked_at.append(matrix.nnz)
+        return loss(self, matrix, negatives)
+
+    monkeypatch.setattr(factors._Model, "_loss", counted)
+    for constant, value in (("EPOCHS", 100), ("BATCH", 200), ("VISITS", 1500)):
+        monkeypatch.setattr(factors, constant, value)
+    learn_factors(profiles, Parts(0, 2), degree, features["text"], True, np.random.default_rng(0))
+    most = 1500 + 200 + profiles.size.max()  # the last batch may pass the limit
+    assert 2 * 1500 <= sum(looked_at) <= 2 * most
+
+
 def test_factors_do_not_depend_on_the_number_of_threads():
     users, items, features, n_users, n_items = world()
     profiles, degree = build_profiles(users, items, n_users, n_items), np.bincount(items, minlength=n_items)
