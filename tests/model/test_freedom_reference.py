@@ -16,9 +16,9 @@ def test_freedom_agrees_with_its_reference(tmp_path: Path) -> None:
     model, given = ours.model, ours.arrays
     ours.place(model.user_embedding.weight, given["weight.user_embedding.weight"], ours.user_ids)
     ours.place(model.item_embedding.weight, given["weight.item_id_embedding.weight"], ours.item_ids)
-    for name in ("image", "text"):
-        ours.place(model.projections[name].weight, given[f"weight.{name}_trs.weight"])
-        ours.place(model.projections[name].bias, given[f"weight.{name}_trs.bias"])
+    for projection, name in zip(model.projections, ("image", "text"), strict=True):
+        ours.place(projection.weight, given[f"weight.{name}_trs.weight"])
+        ours.place(projection.bias, given[f"weight.{name}_trs.bias"])
     torch.testing.assert_close(ours.scores(), torch.from_numpy(given["scores"]), rtol=1e-5, atol=1e-6)
     loss = model.train().calculate_loss(ours.batch)
     torch.testing.assert_close(loss, torch.tensor(float(given["loss"])), rtol=1e-5, atol=0.0)
