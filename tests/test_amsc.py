@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_guider.amsc import Calibration, calibrate, decision, factors
+from recbole_guider.amsc import Calibration, calibrate, decision, factor_training
 from recbole_guider.amsc.behaviour import CoOccurrence
 from recbole_guider.amsc.draws import Parts
-from recbole_guider.amsc.factors import learn_factors
+from recbole_guider.amsc.factor_training import learn_factors
 from recbole_guider.amsc.judge import NULL_DRAWS, adaptive_weights
 from recbole_guider.amsc.learned import PARTS, RIDGE, half_whitened, held_out_ridge, joined_content, learn_embeddings
 from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
@@ -25,7 +25,7 @@ TASTES = 6
 @pytest.fixture(autouse=True)
 def few_passes(monkeypatch):
     """Nothing here but what says so asks how well factors are learned; one pass over the pairs is quick."""
-    monkeypatch.setattr(factors, "EPOCHS", 1)
+    monkeypatch.setattr(factor_training, "EPOCHS", 1)
 
 
 def world(n_users=300, n_items=150, seed=0, sharpness=0.9, dims=(12, 8), sizes=(1, 30)):
@@ -557,7 +557,7 @@ def test_factors_without_rows_of_items_are_a_map_of_the_content():
 def test_the_loss_of_factors_equals_a_loop_over_pairs():
     users, items, features, n_users, n_items = world(30, 20, sizes=(2, 6))
     content = torch.from_numpy(features["image"].astype(np.float32))
-    model = factors._Model(n_items, content, True, torch.Generator().manual_seed(0))
+    model = factor_training._Model(n_items, content, True, torch.Generator().manual_seed(0))
     matrix = build_profiles(users, items, n_users, n_items).matrix
     matrix = matrix[np.flatnonzero(np.diff(matrix.indptr) > 1)]
     negatives = torch.tensor([3, 3, 7, 11])
@@ -568,7 +568,7 @@ def test_the_loss_of_factors_equals_a_loop_over_pairs():
         for i in row.indices:
             rest = sum(context[o] for o in row.indices if o != i)
             cosines = [torch.cosine_similarity(rest, target[j], dim=0) for j in (i, *negatives)]
-            scores = torch.stack(cosines) / factors.TEMPERATURE
+            scores = torch.stack(cosines) / factor_training.TEMPERATURE
             losses.append(torch.logsumexp(scores, 0) - scores[0])
     assert model._loss(matrix, negatives).item() == pytest.approx(float(sum(losses)) / len(losses), rel=1e-5)
 
@@ -576,15 +576,15 @@ def test_the_loss_of_factors_equals_a_loop_over_pairs():
 def test_learning_factors_looks_at_a_bounded_number_of_pairs(monkeypatch):
     users, items, features, n_users, n_items = world()
     profiles, degree = build_profiles(users, items, n_users, n_items), np.bincount(items, minlength=n_items)
-    looked_at, loss = [], factors._Model._loss
+    looked_at, loss = [], factor_training._Model._loss
 
     def counted(self, matrix, negatives):
         looked_at.append(matrix.nnz)
         return loss(self, matrix, negatives)
 
-    monkeypatch.setattr(factors._Model, "_loss", counted)
+    monkeypatch.setattr(factor_training._Model, "_loss", counted)
     for constant, value in (("EPOCHS", 100), ("BATCH", 200), ("VISITS", 1500)):
-        monkeypatch.setattr(factors, constant, value)
+        monkeypatch.setattr(factor_training, constant, value)
     learn_factors(profiles, Parts(0, 2), degree, features["text"], True, np.random.default_rng(0))
     most = 1500 + 200 + profiles.size.max()  # the last batch may pass the limit
     assert 2 * 1500 <= sum(looked_at) <= 2 * most
@@ -608,7 +608,7 @@ def test_factors_do_not_depend_on_the_number_of_threads():
 
 @pytest.mark.parametrize("behaviour", [True, False])
 def test_learned_factors_find_noise_that_content_does_not_show(behaviour, monkeypatch):
-    monkeypatch.setattr(factors, "EPOCHS", 10)
+    monkeypatch.setattr(factor_training, "EPOCHS", 10)
     users, items, features, n_users, n_items = world(600, 200, dims=(12,), sizes=(4, 20))
     junk = 4 * np.random.default_rng(1).normal(size=(n_items, 12))
     features = {"image": np.concatenate([features["image"], junk], axis=1)}

@@ -17,7 +17,7 @@ from recbole_guider.amsc import decision
 from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
 from recbole_guider.amsc.discriminant import Discriminant, learn_discriminant
 from recbole_guider.amsc.draws import uniform
-from recbole_guider.amsc.factors import Factors, learn_factors
+from recbole_guider.amsc.factors import Factors
 from recbole_guider.amsc.learned import (
     PARTS,
     FoldedEmbeddings,
@@ -420,6 +420,9 @@ def learn(
                 rows, user_parts, sample, observed, null, learned_rng
             )
     if settings.learned and (wants_behaviour or joined is not None):
+        # imported here: it loads torch, which the many processes that only judge do without
+        from recbole_guider.amsc.factor_training import learn_factors
+
         evidence.fitted["learned.factors"] = learn_factors(
             profiles,
             learned["behaviour"].parts,
