@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_guider.amsc.draws import Parts
-from recbole_guider.amsc.profiles import Candidates, FloatArray, Profiles
+from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
 
 #: Share of each direction's own spread that is added to it, against chance.
 SHRINKAGE = 0.1
@@ -48,6 +48,14 @@ def products(
         yield block, (rest * of_items[candidates.items[block]]).astype(np.float32)
 
 
+def with_a_rest(parts: Parts, profiles: Profiles, candidates: Candidates) -> Iterator[tuple[int, IntArray]]:
+    """(part, positions of its candidates), part by part, without candidates of users who have no other item."""
+    part = parts(profiles.keys)[candidates.users]
+    others = profiles.size[candidates.users] > 1
+    for k in range(parts.count):
+        yield k, np.flatnonzero((part == k) & others)
+
+
 @dataclass(frozen=True)
 class Discriminant:
     """sum over k of w_k v_ik r_uk, with the weights that separate observed from null pairs of other users best.
@@ -69,12 +77,11 @@ class Discriminant:
             candidates: sorted by user.
         """
         result = np.zeros(len(candidates))
-        part = self.parts(profiles.keys)[candidates.users]
-        for k, (rows, weights) in enumerate(zip(self.rows, self.weights, strict=True)):
+        for k, chosen in with_a_rest(self.parts, profiles, candidates):
+            weights = self.weights[k]
             if weights is None:
                 continue
-            chosen = np.flatnonzero((part == k) & (profiles.size[candidates.users] > 1))
-            for block, product in products(rows, profiles, candidates.take(chosen)):
+            for block, product in products(self.rows[k], profiles, candidates.take(chosen)):
                 # Row by row: a matrix product may round a row by what lies beside it in the block.
                 result[chosen[block]] = np.einsum("ij,j->i", product, weights)
         return result

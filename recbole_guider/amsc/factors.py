@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_guider.amsc.discriminant import products
+from recbole_guider.amsc.discriminant import products, with_a_rest
 from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.profiles import Candidates, FloatArray, Profiles
 
@@ -38,9 +38,7 @@ class Factors:
             candidates: sorted by user.
         """
         result = np.zeros(len(candidates))
-        part = self.parts(profiles.keys)[candidates.users]
-        for k, (context, target) in enumerate(zip(self.context, self.target, strict=True)):
-            chosen = np.flatnonzero((part == k) & (profiles.size[candidates.users] > 1))
-            for block, product in products(context, profiles, candidates.take(chosen), target):
+        for k, chosen in with_a_rest(self.parts, profiles, candidates):
+            for block, product in products(self.context[k], profiles, candidates.take(chosen), self.target[k]):
                 result[chosen[block]] = product.sum(axis=1, dtype=np.float64)
         return result
