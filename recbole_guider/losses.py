@@ -78,8 +78,7 @@ def dbpr_loss(
     """
     if form not in DBPR_FORMS:
         raise GuiderError(f"form must be one of {', '.join(DBPR_FORMS)}, not {form!r}.")
-    if not temperature > 0:
-        raise GuiderError(f"temperature must be above 0, not {temperature}.")
+    _check_temperature(temperature)
     if eta < 0 or gamma < 0:
         raise GuiderError(f"eta and gamma must be 0 or more, not {eta} and {gamma}.")
     if positive.dim() != 1 or negative.dim() not in (1, 2) or negative.shape[0] != positive.shape[0]:
@@ -144,8 +143,7 @@ def soft_negative(
     Raises:
         GuiderError: the temperature is not above 0.
     """
-    if not temperature > 0:
-        raise GuiderError(f"temperature must be above 0, not {temperature}.")
+    _check_temperature(temperature)
     return _SoftNegative.apply(users, items, temperature, excluded)
 
 
@@ -191,8 +189,7 @@ def soft_negative_sum(users: Tensor, items: Tensor, *, temperature: float, weigh
     Raises:
         GuiderError: the temperature is not above 0.
     """
-    if not temperature > 0:
-        raise GuiderError(f"temperature must be above 0, not {temperature}.")
+    _check_temperature(temperature)
     return _SoftNegativeSum.apply(users, items, temperature, weights)
 
 
@@ -229,6 +226,11 @@ class _SoftNegativeSum(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
         )
         return of_users, of_items, None, None
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise GuiderError(f"temperature must be above 0, not {temperature}.")
 
 
 def _at_least_single(x: Tensor) -> Tensor:
