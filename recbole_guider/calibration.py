@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_guider.amsc import Calibration, calibrate
+from recbole_guider.calibration_cache import calibration_key, kept
 from recbole_guider.data.features import require_content
 from recbole_guider.detection import detection_report
 from recbole_guider.errors import GuiderError
@@ -19,7 +21,7 @@ CLEAN_PROBABILITY = "clean_probability"
 
 
 def calibrate_dataset(
-    config: Any, dataset: Any, *, behaviour_embeddings: np.ndarray | None = None
+    config: Any, dataset: Any, *, behaviour_embeddings: np.ndarray | None = None, cache: Path | None = None
 ) -> Calibration:
     """Run AMSC on the interactions of a training set.
 
@@ -28,6 +30,8 @@ def calibrate_dataset(
         dataset: the training part of a GuiderDataset.
         behaviour_embeddings: item vectors ``[n_items, d]`` in RecBole's item ids that replace co-occurrence as the
             behaviour modality (recalibration from the teacher).
+        cache: a folder that keeps calibrations; see :func:`~recbole_guider.calibration_cache.kept`. Calibrations from
+            embeddings are not kept, as no other run has the same.
 
     Returns:
         The calibration, one entry for each row of ``dataset.inter_feat``.
@@ -49,16 +53,23 @@ def calibrate_dataset(
     if settings.calibration.method != "none":
         require_content(config, features)
     # RecBole's ids start at 1, row 0 is padding
-    return calibrate(
-        dataset.inter_feat[dataset.uid_field].numpy() - 1,
-        dataset.inter_feat[dataset.iid_field].numpy() - 1,
-        {name: (part.values[1:], part.present[1:]) for name, part in features.items()},
-        n_users=dataset.user_num - 1,
-        n_items=dataset.item_num - 1,
-        settings=settings.calibration,
-        seed=config["seed"],
-        behaviour_embeddings=None if behaviour_embeddings is None else behaviour_embeddings[1:],
-    )
+    users = dataset.inter_feat[dataset.uid_field].numpy() - 1
+    items = dataset.inter_feat[dataset.iid_field].numpy() - 1
+    content = {name: (part.values[1:], part.present[1:]) for name, part in features.items()}
+    sizes: dict[str, int] = {"n_users": dataset.user_num - 1, "n_items": dataset.item_num - 1}
+    seed: int = config["seed"]
+
+    def compute() -> Calibration:
+        return calibrate(
+            users, items, content, **sizes, settings=settings.calibration, seed=seed,
+            behaviour_embeddings=None if behaviour_embeddings is None else behaviour_embeddings[1:],
+        )
+
+    if cache is None or behaviour_embeddings is not None or settings.calibration.method == "none":
+        return compute()
+    described = [settings.calibration.model_dump(exclude={"cache", "recalibrate_every"}), sizes, seed, list(content)]
+    arrays = [users, items, *(array for pair in content.values() for array in pair)]
+    return kept(cache, calibration_key(arrays, repr(described)), compute)
 
 
 def attach(dataset: Any, clean_probability: torch.Tensor) -> None:

@@ -58,6 +58,9 @@ class CalibrationSettings(Settings):
     nearest: bool = Field(
         default=True, description="whether the most similar item of a profile is further evidence"
     )
+    cache: str | None = Field(
+        default=None, description="a folder that keeps calibrations, so that none is computed twice"
+    )
 
 
 class DBPRSettings(Settings):

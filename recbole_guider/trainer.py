@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 from time import time
 from typing import Any
 
@@ -118,6 +119,11 @@ class GuiderTraining(PlainCheckpoints):
         super().__init__(config, model)
         self.settings = config.guider_settings
         self.calibration: Calibration | None = None
+        folder = self.settings.calibration.cache
+        #: how long the latest calibration took
+        self.calibration_seconds: float | None = None
+        #: the folder that keeps calibrations, or None
+        self.calibration_cache: Path | None = None if folder is None else Path(folder).expanduser()
         self.clean_probability: torch.Tensor | None = None
         self.calibration_summary: dict[str, Any] | None = None
         self.teacher_optimizer: Any = None
@@ -155,12 +161,20 @@ class GuiderTraining(PlainCheckpoints):
         if not self.model.parts.calibrates:
             self.clean_probability = torch.ones(len(dataset.inter_feat))
             return
+        if self.settings.calibration.method != "none":
+            self.logger.info(
+                set_color("AMSC", "green") + f" calibrates {len(dataset.inter_feat)} interactions of "
+                f"{dataset.user_num - 1} users: this takes from seconds to minutes"
+            )
         self.calibration = once(
-            lambda: calibrate_dataset(self.config, dataset, behaviour_embeddings=behaviour_embeddings)
+            lambda: calibrate_dataset(
+                self.config, dataset, behaviour_embeddings=behaviour_embeddings, cache=self.calibration_cache
+            )
         )
         self.clean_probability = torch.from_numpy(np.asarray(self.calibration.clean_probability, dtype=np.float32))
         self.calibration_summary = summary(self.calibration, dataset)
-        self._log_calibration(time() - start)
+        self.calibration_seconds = time() - start
+        self._log_calibration(self.calibration_seconds)
 
     def _apply_calibration(self, dataset: Any) -> None:
         assert self.clean_probability is not None

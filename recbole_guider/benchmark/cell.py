@@ -32,6 +32,7 @@ from recbole_guider.benchmark.spec import Cell
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import PerUserEvaluator
 from recbole_guider.quick_start import _prepare
+from recbole_guider.trainer import GuiderTraining
 
 _LIBRARIES = ("torch", "recbole", "numpy", "scipy", "pandas", "scikit-learn", "POT")
 
@@ -41,6 +42,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
 
     Writes ``folder/users/<key>.parquet`` (a row for each test user: token and metrics), then
     ``folder/cells/<key>.json`` (the row): where the second is, the run is finished. Both appear whole or not at all.
+    ``folder/calibrations`` keeps what AMSC found, for other runs on the same data with the same seed.
 
     Returns:
         The row: labels, best validation and test results, epochs, seconds, memory, detection of injected noise,
@@ -53,7 +55,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
         config["data_path"] = os.path.abspath(config["data_path"])
         config["checkpoint_dir"] = os.path.join(scratch, "saved")
         with _inside(scratch):  # logs go there, too
-            row, users = _train_and_test(config)
+            row, users = _train_and_test(config, folder.resolve() / "calibrations")
     row |= {
         "settings": json.dumps(cell.settings, sort_keys=True, default=str), "files": " ".join(cell.files),
         "peak memory MB": _peak_megabytes(), "threads": torch.get_num_threads(), "started": started,
@@ -68,9 +70,11 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     return row
 
 
-def _train_and_test(config: Any) -> tuple[dict[str, Any], pd.DataFrame]:
+def _train_and_test(config: Any, calibrations: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     begin = time.perf_counter()
     trainer, train, valid, test = _prepare(config)
+    if isinstance(trainer, GuiderTraining) and trainer.calibration_cache is None:
+        trainer.calibration_cache = calibrations
     seconds: list[tuple[float, float]] = []
     train_epoch = trainer._train_epoch
 
@@ -99,6 +103,7 @@ def _train_and_test(config: Any) -> tuple[dict[str, Any], pd.DataFrame]:
         "epochs": len(seconds), "best epoch": best[0] if best else None,
         "seconds": time.perf_counter() - begin,
         "seconds per epoch": float(np.median(times[:, 0])), "cpu seconds per epoch": float(np.median(times[:, 1])),
+        "calibration seconds": getattr(trainer, "calibration_seconds", None),
         "device": str(config["device"]), "noise rate": calibration.get("noise_rate"), **found,
     }
     return row, users
