@@ -78,7 +78,7 @@ def test_lists_of_methods_and_packaged_data(write: Any, tmp_path: Path) -> None:
     assert mine.config()["epochs"] == 77
 
 
-@pytest.mark.parametrize("name", ["ml-100k", "tiktok_citeulike", "amazon_microlens"])
+@pytest.mark.parametrize("name", ["ml-100k", "study", "ablations", "competitors", "amazon_microlens"])
 def test_the_specs_of_the_repository_are_valid(name: str) -> None:
     spec = read_spec(SPECS / f"{name}.yaml")
     assert len(spec.cells) >= 24
