@@ -49,7 +49,11 @@ setup(
     package_data={"": ["*.yaml", "py.typed"]},
     python_requires=">=3.10",
     install_requires=REQUIREMENTS,
-    extras_require={"test": ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tabulate", "types-tqdm"]},
+    extras_require={
+        "test": [
+            "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tabulate", "types-tqdm",
+        ]
+    },
     scripts=["run_recbole_guider.py"],
     entry_points={"console_scripts": ["recbole-guider=recbole_guider.cli:main"]},
     classifiers=[
