@@ -178,8 +178,9 @@ class GuiderSettings(Settings):
     calibration: CalibrationSettings = CalibrationSettings()
     dbpr: DBPRSettings = DBPRSettings()
     distillation: DistillationSettings = DistillationSettings()
-    student_loss: Literal["own", "dbpr"] = Field(
-        default="own", description="the backbone's loss, or the calibrated one"
+    student_loss: Literal["auto", "own", "dbpr"] = Field(
+        default="auto", description="the backbone's loss, or the calibrated one in place of its ranking loss; auto: "
+        "the latter where the model keeps its ranking loss apart"
     )
     student_weighting: Literal["resample", "weight", "none"] = Field(
         default="resample", description="how the backbone's own loss sees clean probabilities"

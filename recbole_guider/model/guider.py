@@ -99,8 +99,16 @@ class Guider(FactorisedRecommender):
 
     @property
     def student_learns_dbpr(self) -> bool:
-        """Whether DBPR takes the place of the student's ranking loss."""
-        return self.settings.student_loss == "dbpr" and "student_loss" not in self.parts.ignored
+        """Whether DBPR takes the place of the student's ranking loss.
+
+        With ``auto`` it does where nothing but the ranking loss is replaced: a model that keeps it apart is a
+        :class:`~recbole_guider.model.base.FactorisedRecommender`.
+        """
+        if "student_loss" in self.parts.ignored:
+            return False
+        if self.settings.student_loss == "auto":
+            return isinstance(self.student, FactorisedRecommender)
+        return self.settings.student_loss == "dbpr"
 
     @property
     def teacher_learns_dbpr(self) -> bool:

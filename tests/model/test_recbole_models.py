@@ -282,7 +282,7 @@ def test_the_page_says_what_applies(toy: dict[str, Any]) -> None:
     assert set(said) == set(MODELS)
     words = {"thinned": "rows", "history": "weighted histories", "thinned history": "thinned histories"}
     for name, (distillation, dbpr, weighting, as_teacher, trainer) in said.items():
-        block = {**QUICK, "teacher": name, "teacher_parameters": SMALL.get(name, {})}
+        block = {**QUICK, "student_loss": "own", "teacher": name, "teacher_parameters": SMALL.get(name, {})}
         config = GuiderConfig(
             f"GUIDER_{name}", "toy", config_dict=settings_of(name, toy, guider=block), command_line=[]
         )

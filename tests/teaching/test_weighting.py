@@ -81,8 +81,9 @@ def test_thinning_is_the_weighted_loss_in_expectation(toy: dict[str, Any]) -> No
     [
         ("GUIDER_BPR", {"student_weighting": "none"}, True),
         ("GUIDER_MultiVAE", {}, True),  # its rows are users
-        ("GUIDER_FREEDOM", {"student_weighting": "weight"}, True),  # weighted, not thinned
-        ("GUIDER_LightGCN", {"student_weighting": "weight"}, False),  # RecBole's BPR loss cannot be had row by row
+        ("GUIDER_FREEDOM", {"student_loss": "own", "student_weighting": "weight"}, True),  # weighted, not thinned
+        # RecBole's BPR loss cannot be had row by row
+        ("GUIDER_LightGCN", {"student_loss": "own", "student_weighting": "weight"}, False),
         ("GUIDER_BPR", {}, False),
     ],
 )
@@ -107,7 +108,8 @@ def test_thinned_epochs_repeat_with_the_seed_and_differ_from_each_other(toy: dic
 
 
 def test_weighted_rows_against_a_loop(toy: dict[str, Any]) -> None:
-    trainer, train, _ = prepared("GUIDER_FREEDOM", toy, student_weighting="weight", distillation={"objective": "none"})
+    block = {"student_loss": "own", "student_weighting": "weight", "distillation": {"objective": "none"}}
+    trainer, train, _ = prepared("GUIDER_FREEDOM", toy, **block)
     model = trainer.model
     model.student.reg_weight = 0.0
     batch = next(iter(train))
