@@ -3,40 +3,29 @@ choice."""
 
 from __future__ import annotations
 
-import ast
 import copy
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
+from collections.abc import Mapping, Sequence
 from logging import getLogger
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import recbole.config.configurator
 import torch
 import yaml
 from recbole.config import Config
 
 from recbole_guider import compat
-from recbole_guider.denoising.settings import COMMON_KEYS, DenoisingSettings, expanded
+from recbole_guider.denoising.settings import DenoisingSettings
 from recbole_guider.errors import GuiderError
 from recbole_guider.parallel import group
 from recbole_guider.registry import PREFIX, backbone_class, check_trainable, get_model_class, guided, is_ours, know
 from recbole_guider.resources import dataset_configs_dir, properties_dir
 from recbole_guider.settings import GuiderSettings, MirrorGradientSettings
-
-#: Keys whose mappings are merged key by key over all sources; RecBole replaces other mappings as a whole.
-BLOCKS = ("guider", "modalities", "noise", "denoising", "mirror_gradient")
-
-#: Arguments of the launchers themselves (run_recbole_guider.py, recbole-guider), which are not settings.
-_LAUNCHER_FLAGS = {
-    *("--model", "-m", "--dataset", "-d", "--config_files", "--nproc", "--ip", "--port", "--world_size"),
-    "--group_offset",
-}
-_SUBCOMMANDS = {"run", "tune", "audit", "calibrate", "convert", "noise", "benchmark", "models"}
+from recbole_guider.sources import BLOCKS, merge, merge_block, parse_value, split_arguments
+from recbole_guider.yaml_files import YamlLoader, read_yaml, to_plain
 
 #: Keys that belong to the process or follow from others; a stored configuration leaves them out.
 _NOT_STORED = {
@@ -44,29 +33,6 @@ _NOT_STORED = {
     *("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "backbone"),
     *("valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"),
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe YAML loader that reads ``1e-3`` as a number, as RecBole does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what :class:`_Loader` reads back: a text that looks like a number to it is quoted."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_Dumper.yaml_implicit_resolvers = {key: list(rules) for key, rules in _Loader.yaml_implicit_resolvers.items()}
 
 
 class GuiderConfig(Config):
@@ -146,7 +112,7 @@ class GuiderConfig(Config):
         ]
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
-        return _Loader
+        return YamlLoader
 
     def _load_config_files(self, file_list: Sequence[str | os.PathLike[str]] | None) -> dict[str, Any]:
         if self._stored is not None:
@@ -176,7 +142,7 @@ class GuiderConfig(Config):
         arguments = self._command_line
         if arguments is None:
             arguments = [] if "ipykernel_launcher" in sys.argv[0] else sys.argv[1:]
-        converted = self._convert_config_dict(_split_arguments(arguments))
+        converted = self._convert_config_dict(split_arguments(arguments))
         self._sources.append(converted)
         return merge({}, converted)
 
@@ -299,7 +265,7 @@ class GuiderConfig(Config):
             for holder in holders:
                 for key in ("eval_mask", "noise"):
                     if holder.get(key) is not None:
-                        values[key] = _merge_block(values.get(key), holder[key])
+                        values[key] = merge_block(values.get(key), holder[key])
         return values
 
     def _set_default_parameters(self) -> None:
@@ -446,7 +412,7 @@ class GuiderConfig(Config):
             if key in _NOT_STORED:
                 continue
             try:
-                plain[key] = _to_plain(value)
+                plain[key] = to_plain(value)
             except TypeError:
                 getLogger().warning(
                     f"config key {key} holds a {type(value).__name__}, which a checkpoint cannot keep: it is left out"
@@ -533,196 +499,6 @@ def is_our_run(
     return is_ours(name if isinstance(name, str) else getattr(name, "__name__", ""))
 
 
-def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """The mapping in a YAML file, read safely; an empty file is an empty mapping.
-
-    Raises:
-        GuiderError: the file is missing, is no text or no YAML (the message has the line), or holds no
-            mapping.
-    """
-    try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise GuiderError(f"configuration file {file} does not exist.") from None
-    except OSError as error:
-        raise GuiderError(f"configuration file {file} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise GuiderError(f"configuration file {file} is not UTF-8 text.") from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise GuiderError(
-            f"configuration file {file}{line} is not valid YAML: {problem or error}."
-        ) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise GuiderError(
-            f"configuration file {file} holds a {type(content).__name__}: it must be `key: value` lines."
-        )
-    return content
-
-
-def write_yaml(content: Mapping[str, Any], file: str | os.PathLike[str], header: str = "") -> None:
-    """Write a property file that :func:`read_yaml` reads back to the same values.
-
-    Args:
-        content: plain data; tuples become lists.
-        file: where to.
-        header: comment lines for the top, without their ``#``.
-    """
-    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-    text = yaml.dump(_to_plain_lists(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    Path(file).write_text(comment + text, encoding="utf-8")
-
-
-def _to_plain_lists(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {_to_plain(key): _to_plain_lists(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain_lists(part) for part in value]
-    return _to_plain(value)
-
-
-def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` overridden by ``update``, both untouched.
-
-    Mappings under the keys in :data:`BLOCKS` merge key by key, at every depth; there, a mapping after False
-    switches the block on, and True after a mapping keeps it. In ``denoising`` a name stands for ``{method: name}``,
-    and another method drops the parameters of the one before. Other values are replaced. A dotted key sets one
-    entry of a mapping, and comes after the plain keys of the same ``update``.
-
-    Raises:
-        GuiderError: a dotted key goes through a value that is no mapping.
-    """
-    merged = dict(base)
-    for key, value in _plain_keys_first(update):
-        head, *path = key.split(".") if isinstance(key, str) else [key]
-        if head in BLOCKS:
-            if head == "guider" and isinstance(value, Mapping):
-                value = _expand(value)
-            value, before = _nest(path, value), merged.get(head)
-            if head == "denoising":
-                value, before = expanded(value), _of_same_method(before, expanded(value))
-            merged[head] = _merge_block(before, value)
-        elif path:
-            merged[head] = _with_entry(merged.get(head), path, value, key)
-        else:
-            merged[key] = copy.deepcopy(value)
-    return merged
-
-
-def _of_same_method(before: Any, value: Any) -> Any:
-    """What remains of an earlier ``denoising`` block: where another method is named, what all methods have."""
-    before = expanded(before)
-    if not isinstance(before, Mapping) or not isinstance(value, Mapping):
-        return before
-    if value.get("method", before.get("method")) == before.get("method"):
-        return before
-    return {key: before[key] for key in COMMON_KEYS if key in before}
-
-
-def _plain_keys_first(mapping: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    return sorted(mapping.items(), key=lambda item: "." in str(item[0]))
-
-
-def _nest(path: Sequence[str], value: Any) -> Any:
-    for part in reversed(path):
-        value = {part: value}
-    return value
-
-
-def _expand(block: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Dotted keys inside a block, made nested mappings."""
-    expanded: dict[Any, Any] = {}
-    for key, value in _plain_keys_first(block):
-        value = _expand(value) if isinstance(value, Mapping) else value
-        head, *path = key.split(".") if isinstance(key, str) else [key]
-        expanded[head] = _merge_block(expanded.get(head), _nest(path, value))
-    return expanded
-
-
-def _merge_block(old: Any, new: Any) -> Any:
-    if new is True and isinstance(old, Mapping):
-        return old
-    if not isinstance(new, Mapping):
-        return copy.deepcopy(new)
-    merged = dict(old) if isinstance(old, Mapping) else {}
-    for key, value in new.items():
-        merged[key] = _merge_block(merged.get(key), value)
-    return merged
-
-
-def _with_entry(mapping: Any, path: Sequence[str], value: Any, key: str) -> dict[str, Any]:
-    if mapping is not None and not isinstance(mapping, Mapping):
-        above = key[: -len(".".join(path)) - 1]
-        raise GuiderError(f"{key} cannot be set: {above} is {mapping!r}, which is not a mapping.")
-    entries = dict(mapping or {})
-    first, *rest = path
-    entries[first] = _with_entry(entries.get(first), rest, value, key) if rest else copy.deepcopy(value)
-    return entries
-
-
-def parse_value(key: str, text: str) -> Any:
-    """What ``text``, given for ``key`` on the command line or as a string in ``config_dict``, stands for.
-
-    A Python literal, else true or false in any case, else the text itself: RecBole's rules, but nothing is
-    executed. In the blocks of this package, and where the text begins with a brace, YAML is understood too.
-
-    Raises:
-        GuiderError: the value of a block is neither.
-    """
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        pass
-    else:
-        return value if value is None or isinstance(value, (str, int, float, list, tuple, dict)) else text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    in_block = key.partition(".")[0] in BLOCKS
-    if not in_block and not text.startswith("{"):
-        return text
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        if not in_block:
-            return text
-        raise GuiderError(
-            f"{key} is {text!r}, which is neither a value nor YAML: {getattr(error, 'problem', error)}."
-        ) from error
-    if in_block:
-        return value if value is None or isinstance(value, (str, int, float, list, dict)) else text
-    return value if isinstance(value, dict) else text
-
-
-def _split_arguments(arguments: Sequence[str]) -> dict[str, str]:
-    """``--key=value`` arguments as a dict of strings; the launchers' own are skipped, others give a warning."""
-    settings: dict[str, str] = {}
-    unused = []
-    remaining = list(arguments)
-    if remaining and remaining[0] in _SUBCOMMANDS:
-        del remaining[0]
-    while remaining:
-        argument = remaining.pop(0)
-        name, separator, value = argument.partition("=")
-        if argument in _LAUNCHER_FLAGS:
-            if remaining and not remaining[0].startswith("-"):
-                del remaining[0]
-        elif separator and len(name) > 2 and name.startswith("--"):
-            name = name[2:]
-            if settings.get(name, value) != value:
-                raise GuiderError(
-                    f"--{name} is given twice, as {settings[name]!r} and as {value!r}: give it once."
-                )
-            settings[name] = value
-        elif not re.fullmatch(r"-[md]=?[^-]\S*", argument):
-            unused.append(argument)
-    if unused:
-        getLogger().warning(f"command line args [{' '.join(unused)}] will not be used in RecBole")
-    return settings
-
-
 #: What this process has put into CUDA_VISIBLE_DEVICES, and may therefore replace.
 _shown_gpus: str | None = None
 
@@ -757,27 +533,3 @@ def _denoised(backbone: type) -> type:
 
 def _model_properties(name: str) -> Path:
     return properties_dir() / "model" / f"{name}.yaml"
-
-
-def _to_plain(value: Any) -> Any:
-    if (
-        value is None
-        or isinstance(value, (bool, int, float, str))
-        and not isinstance(value, (np.generic, Enum))
-    ):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, PurePath):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {_to_plain(key): _to_plain(part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_to_plain(part) for part in value)
-    if isinstance(value, list):
-        return [_to_plain(part) for part in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(_to_plain(part) for part in value)
-    raise TypeError(type(value).__name__)

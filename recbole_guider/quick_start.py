@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
 from recbole_guider.checkpoint import load
-from recbole_guider.config import GuiderConfig, read_yaml
+from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
@@ -22,6 +22,7 @@ from recbole_guider.parallel import group
 from recbole_guider.parallel.launch import Processes, launch
 from recbole_guider.parallel.trainer import require_same_data
 from recbole_guider.trainer import trainer_class
+from recbole_guider.yaml_files import read_yaml
 
 
 def run_recbole_guider(

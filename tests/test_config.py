@@ -15,9 +15,11 @@ from recbole.config import Config
 from recbole.model.general_recommender import BPR, LightGCN
 
 import recbole_guider.config as config_module
-from recbole_guider.config import GuiderConfig, merge, parse_value, read_yaml
+from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import GuiderSettings, NoiseSettings
+from recbole_guider.sources import merge, parse_value
+from recbole_guider.yaml_files import read_yaml
 
 #: What this package adds to RecBole's entries.
 OURS = {"guider", "denoising", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise"}

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from recbole_guider import list_models
-from recbole_guider.config import read_yaml
 from recbole_guider.registry import get_model_class
 from recbole_guider.resources import properties_dir
+from recbole_guider.yaml_files import read_yaml
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 

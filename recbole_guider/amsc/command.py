@@ -41,7 +41,8 @@ def calibration_settings(files: Sequence[str], command_line: Sequence[str]) -> C
     Raises:
         GuiderError: another setting among the arguments, or a value that is not right.
     """
-    from recbole_guider.config import merge, parse_value, read_yaml
+    from recbole_guider.sources import merge, parse_value
+    from recbole_guider.yaml_files import read_yaml
 
     block: dict[str, Any] = {}
     for file in files:

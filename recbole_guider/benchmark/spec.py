@@ -12,11 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from recbole_guider.config import GuiderConfig, merge, read_yaml
+from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.errors import GuiderError
 from recbole_guider.registry import PREFIX
 from recbole_guider.settings import Settings, validated
+from recbole_guider.sources import merge
+from recbole_guider.yaml_files import read_yaml
 
 #: Settings of every run: what it prints belongs to the benchmark, and the checkpoint is removed.
 _QUIET = {"state": "ERROR", "show_progress": False}

@@ -18,6 +18,7 @@ from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of
 from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
+from recbole_guider.yaml_files import read_yaml
 
 #: Settings of the source that say how a run on the copy is measured.
 _MEASURED_BY = ("metrics", "topk", "valid_metric", "eval_mask", "stopping_step")
@@ -111,8 +112,6 @@ def write_noisy_copy(
 
 
 def _config(dataset: str | None, config_files: Sequence[str], command_line: Sequence[str]) -> GuiderConfig:
-    from recbole_guider.config import read_yaml
-
     in_files: dict[str, Any] = {}
     for file in config_files:
         in_files.update(read_yaml(file))

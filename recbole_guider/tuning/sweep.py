@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
-from recbole_guider.config import BLOCKS, GuiderConfig, merge, read_yaml
+from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
+from recbole_guider.sources import BLOCKS, merge
 from recbole_guider.tuning import ray_api
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.journal import FAILED, FINISHED, STOPPED, UNFINISHED, Journal, TrialRecord, winner
@@ -32,6 +33,7 @@ from recbole_guider.tuning.space import Space, read_space
 from recbole_guider.tuning.tables import evaluation_table, trial_table, write_tables
 from recbole_guider.tuning.trial import run_trial
 from recbole_guider.tuning.winner import best_settings, test_winner, write_best
+from recbole_guider.yaml_files import read_yaml
 
 #: Files of a sweep's folder.
 DEFINITION, JOURNAL, TRIALS = "sweep.json", "journal.jsonl", "trials"

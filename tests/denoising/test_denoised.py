@@ -12,13 +12,14 @@ from recbole.data.interaction import Interaction
 from resuming import assert_resumes_exactly
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.config import GuiderConfig, read_yaml
+from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.methods import METHODS
 from recbole_guider.denoising.settings import OWN_FORM, SETTINGS, DenoisingSettings
 from recbole_guider.errors import GuiderError
 from recbole_guider.model.denoised import INTERACTION
 from recbole_guider.quick_start import _prepare
 from recbole_guider.resources import properties_dir
+from recbole_guider.yaml_files import read_yaml
 
 
 def run(model: str, toy: dict[str, Any], denoising: Any, **changes: Any) -> dict[str, Any]:

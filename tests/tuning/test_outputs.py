@@ -14,7 +14,7 @@ import pytest
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.checkpoint import held_optimizers
-from recbole_guider.config import GuiderConfig, read_yaml, write_yaml
+from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset
 from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
@@ -26,6 +26,7 @@ from recbole_guider.tuning.report import write_report
 from recbole_guider.tuning.shared_data import configuration, data_key, pack, unpack
 from recbole_guider.tuning.space import read_space
 from recbole_guider.tuning.tables import evaluation_table, trial_table, write_tables
+from recbole_guider.yaml_files import read_yaml, write_yaml
 
 
 def metrics(evaluation: int, score: float, best: float, over: bool = False) -> dict[str, Any]:

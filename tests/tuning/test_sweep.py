@@ -22,13 +22,14 @@ import ray
 import torch
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.config import GuiderConfig, read_yaml, write_yaml
+from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
 from recbole_guider.tuning import tune_guider
 from recbole_guider.tuning.journal import Journal
 from recbole_guider.tuning.shared_data import configuration
 from recbole_guider.tuning.space import read_space
 from recbole_guider.tuning.sweep import _check_unchanged, _common_settings, _define
+from recbole_guider.yaml_files import read_yaml, write_yaml
 
 MEMORY = 80_000_000
 
