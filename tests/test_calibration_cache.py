@@ -40,7 +40,7 @@ def test_runs_that_differ_elsewhere_share_one(toy: dict[str, Any], tmp_path: Pat
     plain = run(toy, None)
     first = run(toy, tmp_path / "kept")
     again = run(toy, tmp_path / "kept")
-    other = run(toy, tmp_path / "kept", student_loss="dbpr")
+    other = run(toy, tmp_path / "kept", student_loss="own")
     assert len(counted) == 2
     assert plain == first == again
     assert other["calibration"] == first["calibration"] and other["test_result"] != first["test_result"]
