@@ -445,7 +445,7 @@ def test_no_process_holds_the_log(tmp_path):
         print(json.dumps({"log": size, "rows": rows, "n": result.n_true + result.n_false,
                           "peaks": [[*key, value] for key, value in peaks.items()]}))
     """)
-    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stderr[-2000:]
     report = json.loads(run.stdout.strip().splitlines()[-1])
     assert report["rows"] == report["n"] == 400_000
