@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import metadata
 from logging import getLogger
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import recbole_guider.amsc
 from recbole_guider.amsc import Calibration
 from recbole_guider.errors import GuiderError
+from recbole_guider.whole_files import write_whole
 
 #: What may change the numbers beside the input: this package's own files are part of the key, too.
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
@@ -64,18 +65,13 @@ def kept(folder: Path | None, key: str, compute: Callable[[], Calibration]) -> C
         getLogger().info(f"The calibration is read from {file}.")
         return found
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # before it is computed: that takes minutes
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{key}.", suffix=".partial", delete=False) as stream:
+        folder.mkdir(parents=True, exist_ok=True)  # tried before the calibration is computed: that takes minutes
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise GuiderError(f"guider.calibration.cache: the folder {folder} cannot be written to ({error}).") from None
-    temporary = Path(stream.name)
-    try:
-        found = compute()
-        _write(found, temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    found = compute()
+    write_whole(file, partial(_write, found))
     return found
 
 

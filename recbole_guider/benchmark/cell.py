@@ -33,6 +33,7 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import PerUserEvaluator
 from recbole_guider.quick_start import _prepare
 from recbole_guider.trainer import GuiderTraining
+from recbole_guider.whole_files import write_whole
 
 _LIBRARIES = ("torch", "recbole", "numpy", "scipy", "pandas", "scikit-learn", "POT")
 
@@ -64,9 +65,9 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     row = {"key": cell.key, **cell.labels, **row}
     (folder / "users").mkdir(parents=True, exist_ok=True)
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    _replace(folder / "users" / f"{cell.key}.parquet", lambda path: users.to_parquet(path, index=False))
+    write_whole(folder / "users" / f"{cell.key}.parquet", lambda path: users.to_parquet(path, index=False))
     text = json.dumps(row, indent=1, default=str)
-    _replace(folder / "cells" / f"{cell.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_whole(folder / "cells" / f"{cell.key}.json", lambda path: path.write_text(text, encoding="utf-8"))
     return row
 
 
@@ -173,15 +174,6 @@ def _peak_megabytes() -> float:
     if torch.cuda.is_available():
         peak += torch.cuda.max_memory_allocated() / 2**20
     return peak
-
-
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main() -> int:

@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from tabulate import tabulate
 
-from recbole_guider.benchmark.cell import _replace
 from recbole_guider.benchmark.runner import read_results, read_users
 from recbole_guider.benchmark.spec import Spec, level_of
 from recbole_guider.statistics import Comparison, compare, holm
+from recbole_guider.whole_files import write_whole
 
 #: Differences are called significant if both tests are, after Holm's correction.
 LEVEL = 0.05
@@ -42,8 +42,8 @@ def write_report(spec: Spec, folder: Path) -> tuple[Path, Path]:
     rows = read_results(spec, folder)
     sections = list(_sections(spec, rows, folder))
     markdown, page = folder / "report.md", folder / "report.html"
-    _replace(markdown, lambda path: path.write_text(_as_markdown(sections), encoding="utf-8"))
-    _replace(page, lambda path: path.write_text(_as_html(sections), encoding="utf-8"))
+    write_whole(markdown, lambda path: path.write_text(_as_markdown(sections), encoding="utf-8"))
+    write_whole(page, lambda path: path.write_text(_as_html(sections), encoding="utf-8"))
     return markdown, page
 
 

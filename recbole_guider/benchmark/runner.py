@@ -18,9 +18,10 @@ import pandas as pd
 import torch
 
 import recbole_guider
-from recbole_guider.benchmark.cell import _replace, as_json, run_cell
+from recbole_guider.benchmark.cell import as_json, run_cell
 from recbole_guider.benchmark.spec import Cell, Spec
 from recbole_guider.errors import GuiderError
+from recbole_guider.whole_files import write_whole
 
 RESULTS = "results.csv"
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -89,7 +90,7 @@ def read_results(spec: Spec, folder: Path) -> pd.DataFrame:
 def write_results(spec: Spec, folder: Path) -> pd.DataFrame:
     """Put ``results.csv`` into place; returns its rows."""
     rows = read_results(spec, folder)
-    _replace(folder / RESULTS, lambda path: rows.to_csv(path, index=False))
+    write_whole(folder / RESULTS, lambda path: rows.to_csv(path, index=False))
     return rows
 
 
