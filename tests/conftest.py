@@ -14,6 +14,9 @@ import torch
 from recbole_guider import compat
 
 compat.apply()  # before a test module takes names out of RecBole's modules
+
+from recbole_guider.calibration import calibrate_dataset  # noqa: E402
+
 # A shell starts background jobs with SIGINT ignored, and their children inherit that: tests press Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -34,6 +37,24 @@ def _in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         if isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
             handler.close()
+
+
+@pytest.fixture(autouse=True)
+def _calibrations_are_shared(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Hundreds of runs train on the toy data; those of one process calibrate it once for each of AMSC's settings.
+
+    Tests of calibrations themselves, or of whole runs, are marked ``own_calibration``.
+    """
+    if request.node.get_closest_marker("own_calibration"):
+        return
+    folder = tmp_path_factory.getbasetemp() / "calibrations"
+
+    def sharing(config: Any, dataset: Any, *, cache: Path | None = None, **more: Any) -> Any:
+        return calibrate_dataset(config, dataset, cache=folder if cache is None else cache, **more)
+
+    monkeypatch.setattr("recbole_guider.trainer.calibrate_dataset", sharing)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from recbole_guider.amsc import Calibration
 from recbole_guider.calibration_cache import calibration_key, kept
 from recbole_guider.errors import GuiderError
 
+pytestmark = pytest.mark.own_calibration
+
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:

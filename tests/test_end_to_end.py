@@ -21,6 +21,8 @@ from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
 
+pytestmark = pytest.mark.own_calibration
+
 
 def scores_of(model: Any, data: Any) -> torch.Tensor:
     """Scores of every user that ``data`` evaluates, over all items."""
