@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import metadata
 from logging import getLogger
@@ -12,6 +13,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from filelock import FileLock
 
 import recbole_guider.amsc
 from recbole_guider.amsc import Calibration
@@ -45,6 +47,7 @@ def kept(folder: Path | None, key: str, compute: Callable[[], Calibration]) -> C
     """The calibration that ``folder`` holds under ``key``, or the computed one, which is then put there.
 
     A file appears whole or not at all, so that processes may share the folder; one that cannot be read is made anew.
+    Of several processes that need the same calibration one computes it, and the others wait for it.
 
     Args:
         folder: made if need be; None: nothing is kept.
@@ -70,9 +73,21 @@ def kept(folder: Path | None, key: str, compute: Callable[[], Calibration]) -> C
             pass
     except OSError as error:
         raise GuiderError(f"guider.calibration.cache: the folder {folder} cannot be written to ({error}).") from None
-    found = compute()
-    write_whole(file, partial(_write, found))
+    with _alone(folder / f"{key}.lock"):
+        found = _read(file)  # another process may have put it there meanwhile
+        if found is None:
+            found = compute()
+            write_whole(file, partial(_write, found))
     return found
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Held by one process at a time; the system frees it when that process ends, in whatever way."""
+    with ExitStack() as held:
+        with suppress(OSError, NotImplementedError):  # a file system without locks: every process computes it
+            held.enter_context(FileLock(lock))
+        yield
 
 
 def _read(file: Path) -> Calibration | None:

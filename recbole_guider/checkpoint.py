@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from recbole.utils import set_color
 
 from recbole_guider.errors import GuiderError
 from recbole_guider.parallel import group
+from recbole_guider.whole_files import write_whole
 
 if TYPE_CHECKING:
     from recbole.trainer import Trainer as _Trainer
@@ -46,12 +48,7 @@ def plain(value: Any) -> Any:
 
 def save(state: Mapping[str, Any], file: str | Path) -> None:
     """Write ``state`` so that ``file`` is either the old one or the new one, never half of it."""
-    temporary = f"{file}.{secrets.token_hex(4)}.partial"
-    try:
-        torch.save(dict(state), temporary)
-        os.replace(temporary, file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_whole(Path(file), partial(torch.save, dict(state)))
 
 
 def load(file: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

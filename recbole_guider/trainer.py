@@ -380,6 +380,17 @@ def _own_trainer(config: Any, teacher: Any) -> Trainer | None:
     return trainer(config, teacher)
 
 
+def share_calibrations(trainer: Any, folder: Path) -> None:
+    """Let ``folder`` keep what AMSC finds, for other runs on the same data, unless the settings name a folder.
+
+    Args:
+        trainer: of any kind; one without GUIDER calibrates nothing.
+        folder: as in :func:`~recbole_guider.calibration_cache.kept`.
+    """
+    if isinstance(trainer, GuiderTraining) and trainer.calibration_cache is None:
+        trainer.calibration_cache = folder
+
+
 @cache
 def _with(mixin: type, trainer: type) -> type:
     # a trainer of RecBole's own derives from Trainer: in the order of bases MirrorGradientTrainer comes between the two

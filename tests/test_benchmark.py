@@ -152,6 +152,14 @@ def test_a_benchmark_keeps_what_is_finished(write: Any, tmp_path: Path, toy: dic
     pd.testing.assert_frame_equal(rows[same], again[same])
 
 
+def test_runs_on_the_same_data_share_what_amsc_found(write: Any, tmp_path: Path) -> None:
+    methods = {"GUIDER": {"guider": True}, "without eta": {"guider": {"dbpr": {"eta": 0.0}}}}
+    run_benchmark(read_spec(write(methods=methods, seeds=[2020])), tmp_path / "out", workers=2, say=lambda line: None)
+    rows = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert len(rows) == 2 and rows["noise rate"].nunique() == 1 and (rows["calibration seconds"] > 0).all()
+    assert len(list((tmp_path / "out" / "calibrations").glob("*.npz"))) == 1
+
+
 def test_a_run_that_fails_does_not_stop_the_others(write: Any, tmp_path: Path, toy: dict[str, Any]) -> None:
     file = write(models=["BPR", "SGL"], methods=["t-bpr"], seeds=1)
     assert main(["benchmark", str(file), f"--out={tmp_path / 'out'}", "--workers=0"]) == 2

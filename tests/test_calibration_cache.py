@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from multiprocessing import Queue, get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -47,7 +51,7 @@ def test_runs_that_differ_elsewhere_share_one(toy: dict[str, Any], tmp_path: Pat
     assert plain == first == again
     assert other["calibration"] == first["calibration"] and other["test_result"] != first["test_result"]
     run(toy, tmp_path / "kept", seed=2)
-    assert len(counted) == 3 and len(list((tmp_path / "kept").iterdir())) == 2
+    assert len(counted) == 3 and len(list((tmp_path / "kept").glob("*.npz"))) == 2
     run_recbole_guider(
         "GUIDER_LightGCN", "toy", saved=False,
         config_dict={**toy, "epochs": 1, "seed": 1, "noise": {"interactions": 0.2},
@@ -87,7 +91,30 @@ def test_what_is_kept_comes_back_and_a_broken_file_is_made_anew(tmp_path: Path) 
     file.write_bytes(file.read_bytes()[:100])
     assert kept(tmp_path / "new" / "folder", "key", lambda: calibration(0.7)).noise_rate == 0.7
     assert kept(tmp_path / "new" / "folder", "key", lambda: calibration(0.9)).noise_rate == 0.7
-    assert [each.name for each in file.parent.iterdir()] == ["key.npz"]
+    assert sorted(each.name for each in file.parent.iterdir()) == ["key.lock", "key.npz"]
+
+
+def judge_slowly(folder: Path, start: Barrier, rates: Queue) -> None:
+    start.wait()
+
+    def compute() -> Calibration:
+        sleep(1)
+        (folder / f"computed by {os.getpid()}").touch()
+        return calibration(os.getpid() / 2**40)
+
+    rates.put(kept(folder, "key", compute).noise_rate)
+
+
+def test_processes_that_need_one_at_once_compute_it_once(tmp_path: Path) -> None:
+    spawn = get_context("spawn")
+    start, rates = spawn.Barrier(3), spawn.Queue()
+    workers = [spawn.Process(target=judge_slowly, args=(tmp_path, start, rates)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    assert len({rates.get(timeout=300) for _ in workers}) == 1
+    for worker in workers:
+        worker.join()
+    assert len(list(tmp_path.glob("computed by *"))) == 1
 
 
 def test_a_folder_that_cannot_be_is_an_error_that_names_it(tmp_path: Path) -> None:

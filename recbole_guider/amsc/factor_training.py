@@ -6,7 +6,6 @@ A module of its own, since it needs torch: processes that only judge do without.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,6 +17,7 @@ from torch.nn.functional import embedding, normalize
 from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.factors import Factors
 from recbole_guider.amsc.profiles import IntArray, Profiles
+from recbole_guider.threads import one_thread
 
 DIMENSION = 64
 #: Divides the cosines of the softmax.
@@ -63,7 +63,7 @@ def learn_factors(
         x = torch.from_numpy(np.asarray(content / max(length, 1e-12), dtype=np.float32))
     popularity = np.cumsum(item_degree, dtype=np.float64)
     context, target = [], []
-    with _one_thread():
+    with one_thread():
         for k in range(parts.count):
             seeds = rng.integers(2**63, size=2)
             users = np.flatnonzero((part != k) & (profiles.size > 1))
@@ -139,14 +139,3 @@ def _batches(matrix: sp.csr_matrix, rng: np.random.Generator) -> Iterator[IntArr
     order = rng.permutation(matrix.shape[0])
     batch = np.cumsum(np.diff(matrix.indptr)[order]) // BATCH
     yield from np.split(order, np.flatnonzero(np.diff(batch)) + 1) if len(order) else ()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in the same order, and so the same numbers, whatever the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

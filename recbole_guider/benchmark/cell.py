@@ -32,7 +32,7 @@ from recbole_guider.benchmark.spec import Cell
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import PerUserEvaluator
 from recbole_guider.quick_start import _prepare
-from recbole_guider.trainer import GuiderTraining
+from recbole_guider.trainer import share_calibrations
 from recbole_guider.whole_files import write_whole
 
 _LIBRARIES = ("torch", "recbole", "numpy", "scipy", "pandas", "scikit-learn", "POT")
@@ -74,8 +74,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
 def _train_and_test(config: Any, calibrations: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     begin = time.perf_counter()
     trainer, train, valid, test = _prepare(config)
-    if isinstance(trainer, GuiderTraining) and trainer.calibration_cache is None:
-        trainer.calibration_cache = calibrations
+    share_calibrations(trainer, calibrations)
     seconds: list[tuple[float, float]] = []
     train_epoch = trainer._train_epoch
 

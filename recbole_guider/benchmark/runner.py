@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 import recbole_guider
 from recbole_guider.benchmark.cell import as_json, run_cell
 from recbole_guider.benchmark.spec import Cell, Spec
 from recbole_guider.errors import GuiderError
+from recbole_guider.threads import one_thread
 from recbole_guider.whole_files import write_whole
 
 RESULTS = "results.csv"
@@ -104,18 +104,14 @@ def _metrics(rows: pd.DataFrame) -> list[str]:
 
 
 def _in_this_process(cells: list[Cell], folder: Path) -> Iterator[tuple[Cell, str | None]]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for cell in cells:
-            try:
+    for cell in cells:
+        try:
+            with one_thread():
                 run_cell(cell, folder)
-            except Exception as error:  # one bad run must not end the others
-                yield cell, f"{type(error).__name__}: {error}"
-            else:
-                yield cell, None
-    finally:
-        torch.set_num_threads(threads)
+        except Exception as error:  # one bad run must not end the others
+            yield cell, f"{type(error).__name__}: {error}"
+        else:
+            yield cell, None
 
 
 def _in_processes(cells: list[Cell], folder: Path, workers: int) -> Iterator[tuple[Cell, str | None]]:

@@ -20,7 +20,7 @@ import torch
 from recbole_guider.checkpoint import random_state, restore_random_state
 from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
-from recbole_guider.trainer import GuiderTraining
+from recbole_guider.trainer import share_calibrations
 from recbole_guider.tuning import ray_api
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.lockstep import Lockstep
@@ -114,9 +114,8 @@ class SeedRun:
         config = configuration(self.settings, **overrides)
         trainer, train_data, valid_data, _ = _prepare(config, unpack(self.packed, config))
         trainer.saved_model_file = str(self.work / f"{self.stem}.pth")
-        if isinstance(trainer, GuiderTraining) and trainer.calibration_cache is None:
-            # trials that differ in other settings than AMSC's share one, on each machine
-            trainer.calibration_cache = ray_api.trial_folder().parent / "calibrations"
+        # trials that differ in other settings than AMSC's share one, on each machine
+        share_calibrations(trainer, ray_api.trial_folder().parent / "calibrations")
         if self.resume is not None:
             trainer.resume_checkpoint(self.resume)
         validate = trainer._valid_epoch

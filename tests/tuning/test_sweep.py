@@ -108,7 +108,10 @@ def test_a_grid_with_seeds_and_a_trial_that_turns_nan(small_ray: None, toy: dict
     pd.testing.assert_frame_equal(pd.read_parquet(out / "trials.parquet"), table, check_dtype=False)
     assert len(pd.read_parquet(out / "evaluations.parquet")) == 4
 
-    # nothing of one trial lies in another's folder or in ours, though all started at once
+    # AMSC judged the data once for each seed, though all trials needed it at once
+    assert len(list((out / "trials" / "calibrations").glob("*.npz"))) == 2
+
+    # nothing of one trial lies in another's folder or in ours
     assert {entry.name for entry in tmp_path.iterdir()} <= {"sweep", "saved", "log", "log_tensorboard"}  # ours: reruns
     for trial in good["trial"]:
         (folder,) = out.glob(f"trials/*{trial}*")
