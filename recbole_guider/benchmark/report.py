@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -221,6 +222,14 @@ def _detection(rows: pd.DataFrame) -> pd.DataFrame | None:
 
 # -- plots ---------------------------------------------------------------------------------------------------------
 
+#: above the plot: names of models and methods are long
+_LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+
+
+def _deviations(values: pd.Series) -> dict[str, Any] | None:
+    """Error bars; none for single seeds."""
+    return {"type": "data", "array": values.fillna(0).tolist()} if values.notna().any() else None
+
 
 def _bars(rows: pd.DataFrame, metrics: list[str]) -> Iterator[Section]:
     for (dataset, noise), group in rows.groupby(["dataset", "noise"], sort=False):
@@ -230,9 +239,9 @@ def _bars(rows: pd.DataFrame, metrics: list[str]) -> Iterator[Section]:
                 found = part.groupby("model", sort=False)[f"test {metric}"].agg(["mean", "std"])
                 figure.add_bar(
                     name=str(method), x=found.index.tolist(), y=found["mean"].tolist(),
-                    error_y={"type": "data", "array": found["std"].fillna(0).tolist()},
+                    error_y=_deviations(found["std"]),
                 )
-            figure.update_layout(barmode="group", yaxis_title=metric, xaxis_title="model", height=420)
+            figure.update_layout(barmode="group", yaxis_title=metric, xaxis_title="model", height=420, legend=_LEGEND)
             yield Section(f"{metric} on {dataset}, noise {noise}", figure=figure)
 
 
@@ -243,9 +252,11 @@ def _curve_figures(table: pd.DataFrame, metrics: list[str]) -> Iterator[Section]
             for (model, method), part in group.groupby(["model", "method"], sort=False):
                 figure.add_scatter(
                     name=f"{model}, {method}", x=part["level"].tolist(), y=part[metric].tolist(), mode="lines+markers",
-                    error_y={"type": "data", "array": part[f"{metric} sd"].fillna(0).tolist()},
+                    error_y=_deviations(part[f"{metric} sd"]),
                 )
-            figure.update_layout(xaxis_title=kind, yaxis_title=metric, xaxis_tickformat=".0%", height=480)
+            figure.update_layout(
+                xaxis_title=kind, yaxis_title=metric, xaxis_tickformat=".0%", height=480, legend=_LEGEND
+            )
             yield Section(f"{metric} on {dataset} against {kind}", figure=figure)
 
 
