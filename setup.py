@@ -18,7 +18,7 @@ REQUIREMENTS = [
     "scipy>=1.10,<1.13",
     "pyarrow>=12,<18",
     "ray[data,tune]==2.6.3",
-    "filelock>=3.12",
+    "filelock>=4.0.8",
     "setuptools<82",  # ray 2.6.3 imports pkg_resources
     "plotly>=5",
     "pot>=0.9.4",

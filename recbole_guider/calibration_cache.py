@@ -65,7 +65,6 @@ def kept(folder: Path | None, key: str, compute: Callable[[], Calibration]) -> C
     file = folder / f"{key}.npz"
     found = _read(file)
     if found is not None:
-        getLogger().info(f"The calibration is read from {file}.")
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)  # tried before the calibration is computed: that takes minutes
@@ -85,8 +84,10 @@ def kept(folder: Path | None, key: str, compute: Callable[[], Calibration]) -> C
 def _alone(lock: Path) -> Iterator[None]:
     """Held by one process at a time; the system frees it when that process ends, in whatever way."""
     with ExitStack() as held:
-        with suppress(OSError, NotImplementedError):  # a file system without locks: every process computes it
-            held.enter_context(FileLock(lock))
+        # Where the file system has no locks, or another user owns this one, every process computes it: a lock that is
+        # a mere file would outlive a killed process, and the others would wait for ever.
+        with suppress(OSError, NotImplementedError):
+            held.enter_context(FileLock(lock, fallback_to_soft=False))
         yield
 
 
@@ -95,9 +96,11 @@ def _read(file: Path) -> Calibration | None:
         with np.load(file, allow_pickle=False) as stored:
             weights = dict(zip(stored["modalities"].tolist(), stored["weights"].tolist(), strict=True))
             arrays = {name: stored[name] for name in _ARRAYS}
-            return Calibration(**arrays, modality_weights=weights, noise_rate=float(stored["noise_rate"]))
+            found = Calibration(**arrays, modality_weights=weights, noise_rate=float(stored["noise_rate"]))
     except (OSError, BadZipFile, KeyError, ValueError):
         return None
+    getLogger().info(f"The calibration is read from {file}.")
+    return found
 
 
 def _write(calibration: Calibration, file: Path) -> None:

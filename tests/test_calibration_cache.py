@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import socket
 from multiprocessing import Queue, get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -115,6 +118,18 @@ def test_processes_that_need_one_at_once_compute_it_once(tmp_path: Path) -> None
     for worker in workers:
         worker.join()
     assert len(list(tmp_path.glob("computed by *"))) == 1
+
+
+def test_without_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system may have none; a lock file that a killed process left behind must not stop anybody there."""
+
+    def no_locks(*arguments: Any) -> None:
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / "key.lock").write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
+    assert kept(tmp_path, "key", lambda: calibration(0.5)).noise_rate == 0.5
+    assert kept(tmp_path, "key", lambda: calibration(0.7)).noise_rate == 0.5
 
 
 def test_a_folder_that_cannot_be_is_an_error_that_names_it(tmp_path: Path) -> None:
