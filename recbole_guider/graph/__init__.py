@@ -10,6 +10,7 @@ first.
 
     operator.py    the sparse matrix, and propagation with it
     bipartite.py   graphs from interactions
+    edges.py       edges whose weights are learned
     neighbours.py  graphs from the features of items; sums and unions of graphs
 """
 
@@ -21,6 +22,7 @@ from recbole_guider.graph.bipartite import (
     prune_by_degree,
     user_item_block,
 )
+from recbole_guider.graph.edges import Edges
 from recbole_guider.graph.neighbours import (
     agreeing_knn_graphs,
     combine,
@@ -40,6 +42,7 @@ from recbole_guider.graph.operator import (
 __all__ = [
     "DEGREE_EPSILON",
     "BipartiteGraph",
+    "Edges",
     "SparseOperator",
     "agreeing_knn_graphs",
     "bipartite_adjacency",

@@ -17,6 +17,14 @@ DEGREE_EPSILON = 1e-7
 INT32_MAX = 2**31 - 1
 
 
+def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """torch's sparse CSR tensor of these parts, unchecked and without its warning."""
+    with warnings.catch_warnings():
+        # torch says once that CSR is in beta; the few operations used here are covered by the tests.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+        return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+
+
 class SparseOperator:
     """A constant sparse matrix A [rows, columns] that multiplies dense tensors, with a fast backward pass.
 
@@ -85,14 +93,7 @@ class SparseOperator:
     def csr(self) -> Tensor:
         """The matrix as torch's sparse CSR tensor."""
         if self._csr is None:
-            with warnings.catch_warnings():
-                # torch says once that CSR is in beta; the few operations used here are covered by the tests.
-                warnings.filterwarnings(
-                    "ignore", message="Sparse CSR tensor support is in beta", category=UserWarning
-                )
-                self._csr = torch.sparse_csr_tensor(
-                    self.crow, self.col, self.values, self.shape, check_invariants=False
-                )
+            self._csr = csr_tensor(self.crow, self.col, self.values, self.shape)
         return self._csr
 
     @property

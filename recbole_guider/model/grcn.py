@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
 from recbole_guider.data.features import require_content
-from recbole_guider.edges import Edges
 from recbole_guider.errors import GuiderError
-from recbole_guider.graph import BipartiteGraph
+from recbole_guider.graph import BipartiteGraph, Edges
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
 

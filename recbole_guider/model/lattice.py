@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
 from recbole_guider.data.features import require_content
-from recbole_guider.edges import Edges
 from recbole_guider.errors import GuiderError, share_below_one
-from recbole_guider.graph import SparseOperator, combine, knn_graph, mean_adjacency, propagate_mean
+from recbole_guider.graph import Edges, SparseOperator, combine, knn_graph, mean_adjacency, propagate_mean
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.model.content import ModalityContent
 from recbole_guider.model.layers import seeded_dropout

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recbole_guider.edges import Edges
 from recbole_guider.errors import GuiderError
-from recbole_guider.graph import BipartiteGraph
+from recbole_guider.graph import BipartiteGraph, Edges
 
 SHAPE = (7, 5)
 

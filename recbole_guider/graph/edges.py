@@ -8,7 +8,6 @@ is where message passing by gather and scatter spends its time.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from recbole_guider.errors import GuiderError
+from recbole_guider.graph.operator import csr_tensor
 
 __all__ = ["Edges"]
 
@@ -96,11 +96,11 @@ class Edges:
         return _softmax(scores, self.columns, self.shape[1])
 
     def _csr(self, values: Tensor) -> Tensor:
-        return _csr(self._row_starts, self._row_columns, values, self.shape)
+        return csr_tensor(self._row_starts, self._row_columns, values, self.shape)
 
     def _transposed_csr(self, values: Tensor) -> Tensor:
         values = values.index_select(0, self._by_column)
-        return _csr(self._column_starts, self._column_rows, values, (self.shape[1], self.shape[0]))
+        return csr_tensor(self._column_starts, self._column_rows, values, (self.shape[1], self.shape[0]))
 
 
 class _SumToRows(torch.autograd.Function):
@@ -162,13 +162,6 @@ class _Dot(torch.autograd.Function):
             _SumToRows.apply(ctx.edges, gradient, b) if a_wanted else None,
             _SumToColumns.apply(ctx.edges, gradient, a) if b_wanted else None,
         )
-
-
-def _csr(starts: Tensor, places: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():
-        # torch says once that CSR is in beta; the operations used here are covered by the tests.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
-        return torch.sparse_csr_tensor(starts, places, values, shape, check_invariants=False)
 
 
 def _softmax(scores: Tensor, groups: Tensor, n_groups: int) -> Tensor:
