@@ -309,6 +309,38 @@ def test_noise_is_found_and_its_share_follows_what_was_injected():
         assert estimate == pytest.approx(clean + r - clean * r, abs=0.06)
 
 
+@pytest.mark.parametrize("blur", [0.0, 1.0])
+def test_the_noise_share_is_counted_and_does_not_follow_the_judges_errors(blur):
+    rng = np.random.default_rng(0)
+    # evidence of noise is uniform; clean pairs have none below 0.3; f/f0 is judged with errors of a factor e^blur
+    true_share, n = 0.3, 40_000
+    evidence = np.concatenate([rng.uniform(size=int(n * true_share)), rng.uniform(0.3, 1.0, size=int(n * 0.7))])
+    null = rng.uniform(size=n)
+
+    def judged(x):
+        ratio = np.where(x < 0.3, true_share, true_share + 1.0) * np.exp(2.0 * x)
+        return ratio * np.exp(blur * rng.normal(size=len(x)))
+
+    found = decision.counted_noise_rate(judged(evidence), null_ratio := judged(null))
+    assert found >= 0.3 - 0.03
+    if not blur:
+        assert found == pytest.approx(0.3, abs=0.03)
+    else:  # the quantile takes the errors for a low floor
+        assert np.quantile(null_ratio, 0.05) < 0.15
+    # few pairs: no fewer than 100 null pairs are counted
+    few = np.arange(100.0)
+    assert decision.counted_noise_rate(few[50:], few) == 1.0
+    assert decision.counted_noise_rate(few, np.arange(400.0)) == 1.0  # 100 of 400 null pairs, and all observed ones
+    assert decision.counted_noise_rate(np.zeros(0), few) == 0.0
+
+
+def test_probabilities_are_cautious():
+    users, items, features, n_users, n_items = world(500, 600, sharpness=0.8, sizes=(4, 10))
+    noisy_users, noisy_items, _ = inject(users, items, n_users, n_items, 0.5, 5)
+    result = run(noisy_users, noisy_items, features, n_users, n_items)
+    assert 0.2 < result.noise_rate < np.mean(1 - result.clean_probability) + 0.02
+
+
 def test_a_given_noise_rate_is_kept():
     users, items, features, n_users, n_items = world()
     for given in (0.0, 0.1, 0.4):

@@ -79,8 +79,9 @@ def calibrate(
     exactly, in time linear in the number of interactions for ``mean``. ``behaviour`` adds co-occurrence with the
     user's own part removed as one more modality. For every observed pair null items j not in I_u are scored
     against the same rest of the profile; ``lfdr`` learns the density ratio f/f0 of observed to null pairs from the
-    score, its parts and the profile size, monotone in every similarity, takes the noise share pi0 as the ratio's
-    floor, and returns 1 - min(1, pi0 f0/f).
+    score, its parts and the profile size, monotone in every similarity, and returns 1 - min(1, pi0 f0/f). pi0 is the
+    given ``noise_rate`` or a cautious estimate (``decision.cautious_noise_rate``); the estimate that is reported is
+    counted where evidence is weakest (``decision.counted_noise_rate``), and is no larger.
 
     Args:
         users, items: int [nnz], ids from 0. A pair that occurs more than once counts once in the profile, and all

@@ -12,8 +12,11 @@ from recbole_guider.amsc.profiles import FloatArray, IntArray
 
 #: Parts of the users for cross-fitting.
 FOLDS = 5
-#: f/f0 at this quantile of the null pairs is taken as its floor, the noise share pi0.
-FLOOR_QUANTILE = 0.1
+#: The share of the null pairs, those of the weakest evidence, in which noise is counted, and their least number.
+COUNTED_SHARE = 0.05
+COUNTED_PAIRS = 100
+#: f/f0 at this quantile of the null pairs is the cautious noise share that probabilities are computed with.
+CAUTIOUS_QUANTILE = 0.1
 #: Bins of equal size over the profile sizes for zscore.
 ZSCORE_BINS = 10
 _LEAST_ROWS = 50
@@ -94,9 +97,29 @@ class _Model:
         return q / (1 - q) * self.null_per_observed
 
 
-def noise_floor(null_ratio: FloatArray) -> float:
-    """pi0 = a low quantile of f/f0: where only noise is left, f = pi0 f0."""
-    return float(np.clip(np.quantile(null_ratio, FLOOR_QUANTILE), 0.0, 1.0)) if len(null_ratio) else 0.0
+def counted_noise_rate(ratio: FloatArray, null_ratio: FloatArray) -> float:
+    """pi0 = P(f/f0 <= t) / P0(f/f0 <= t): where evidence is so weak that only noise is left, f = pi0 f0.
+
+    t leaves the weakest 5% of the null pairs below it, or 100 of them if that is more. The ratios are judged by models
+    that have not seen the users, so that both shares are mere counts: clean pairs of as weak evidence raise pi0, and
+    nothing lowers it but chance.
+
+    Args:
+        ratio: f/f0 of the observed pairs, float [n]; null_ratio: of the null pairs, float [m].
+    """
+    if not len(ratio) or not len(null_ratio):
+        return 0.0
+    share = min(max(COUNTED_SHARE, COUNTED_PAIRS / len(null_ratio)), 1.0)
+    least = np.quantile(null_ratio, share)
+    return float(min(np.mean(ratio <= least) / np.mean(null_ratio <= least), 1.0))
+
+
+def cautious_noise_rate(null_ratio: FloatArray) -> float:
+    """A low quantile of f/f0 over the null pairs, which lies above pi0 where evidence is weak.
+
+    Models learn better from probabilities that doubt a little more than they must (docs/method.md has the numbers).
+    """
+    return float(np.clip(np.quantile(null_ratio, CAUTIOUS_QUANTILE), 0.0, 1.0)) if len(null_ratio) else 0.0
 
 
 def local_clean_probability(ratio: FloatArray, noise_rate: float) -> FloatArray:

@@ -270,7 +270,8 @@ class Judge:
         weights: name -> alpha.
         item_degree: int64 [n_items], the number of users of each item.
         rule: f/f0 for ``lfdr``, the scores that ranks are taken in for ``quantile``, z-scores for ``zscore``.
-        noise_rate: pi0.
+        noise_rate: pi0, estimated or as given.
+        doubt: the pi0 that probabilities are computed with, ``noise_rate`` or, where ``lfdr`` estimates it, more.
     """
 
     evidence: Evidence
@@ -279,6 +280,7 @@ class Judge:
     item_degree: IntArray
     rule: decision.CrossFitted | decision.ZScore | FloatArray
     noise_rate: float
+    doubt: float
 
     def __call__(self, profiles: Profiles, known: Mapping[str, FloatArray] | None = None) -> Verdict:
         """The verdict on all pairs of ``profiles``, which holds each of its users' whole profile.
@@ -293,16 +295,16 @@ class Judge:
         score = self.evidence.score(profiles, observed, parts, self.weights)
         judged = judged_pairs(profiles, self.settings)
         size = profiles.size[profiles.users]
-        probability = np.full(profiles.n_pairs, 1.0 - self.noise_rate)
+        probability = np.full(profiles.n_pairs, 1.0 - self.doubt)
         if isinstance(self.rule, decision.CrossFitted):
             degree = self.item_degree[profiles.items] - 1
             rows, _ = _columns(score, parts, size, degree, self.settings)
             ratio = self.rule.ratio(rows[judged], profiles.keys[profiles.users[judged]])
-            probability[judged] = decision.local_clean_probability(ratio, self.noise_rate)
+            probability[judged] = decision.local_clean_probability(ratio, self.doubt)
         elif isinstance(self.rule, decision.ZScore):
             probability[judged] = self.rule.probability(score[judged], size[judged])
         else:
-            probability[judged] = decision.quantile_probability(score[judged], self.rule, self.noise_rate)
+            probability[judged] = decision.quantile_probability(score[judged], self.rule, self.doubt)
         return Verdict(score, probability, _keep_one(probability, profiles), parts)
 
 
@@ -438,22 +440,26 @@ def learn(
 
     size = sample.size[sample.users]
     rule: decision.CrossFitted | decision.ZScore | FloatArray
-    noise_rate = settings.noise_rate
+    given = settings.noise_rate
+    noise_rate = doubt = 0.0 if given is None else given
     if settings.decision == "lfdr":
         degree, null_degree = counts.item_degree[sample.items] - 1, counts.item_degree[nulls.items]
         columns, monotone = _columns(score, parts, size, degree, settings)
         null_columns, _ = _columns(null_score, null_parts, size[nulls.pair], null_degree, settings)
         keys, null_keys = sample.keys[sample.users], sample.keys[null.users]
         rule = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, decision_rng)
-        if noise_rate is None:
-            noise_rate = decision.noise_floor(rule.ratio(null_columns, null_keys))
+        if given is None:
+            null_ratio = rule.ratio(null_columns, null_keys)
+            doubt = decision.cautious_noise_rate(null_ratio)
+            # each is too high where clean pairs look like noise
+            noise_rate = min(decision.counted_noise_rate(rule.ratio(columns[judged], keys[judged]), null_ratio), doubt)
     else:
-        if noise_rate is None:
-            noise_rate = decision.storey_noise_rate(score[judged], null_score)
+        if given is None:
+            noise_rate = doubt = decision.storey_noise_rate(score[judged], null_score)
         rule = np.sort(score[judged])
         if settings.decision == "zscore":
             rule = decision.ZScore(score[judged], size[judged], null_score, size[nulls.pair], noise_rate)
-    judge = Judge(evidence, settings, weights, counts.item_degree, rule, noise_rate)
+    judge = Judge(evidence, settings, weights, counts.item_degree, rule, noise_rate, doubt)
     return Lesson(judge, sample, parts, nulls, null_score, null_parts)
 
 
