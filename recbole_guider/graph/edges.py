@@ -77,11 +77,11 @@ class Edges:
         Returns:
             [n_rows, d]; zero for a row without edges.
         """
-        return _SumToRows.apply(self, values, x)
+        return _Sum.apply(self, values, x, True)
 
     def sum_to_columns(self, values: Tensor, x: Tensor) -> Tensor:
         """What every column gets from its edges: y_c = sum over edges (r, c) of values_rc x_r; x [n_rows, d]."""
-        return _SumToColumns.apply(self, values, x)
+        return _Sum.apply(self, values, x, False)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """The score of every edge, <a_r, b_c>, [nnz], for a [n_rows, d] and b [n_columns, d]."""
@@ -103,43 +103,28 @@ class Edges:
         return csr_tensor(self._column_starts, self._column_rows, values, (self.shape[1], self.shape[0]))
 
 
-class _SumToRows(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
+    """To the rows, or to the columns: the same on the transpose."""
+
     @staticmethod
-    def forward(ctx: Any, edges: Edges, values: Tensor, x: Tensor) -> Tensor:
-        ctx.edges = edges
+    def forward(ctx: Any, edges: Edges, values: Tensor, x: Tensor, to_rows: bool) -> Tensor:
+        ctx.edges, ctx.to_rows = edges, to_rows
         ctx.save_for_backward(values, x)
         with torch.autocast(x.device.type, enabled=False):
-            return edges._csr(values.float()) @ x.float()
+            matrix = edges._csr(values.float()) if to_rows else edges._transposed_csr(values.float())
+            return matrix @ x.float()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
         values, x = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        _, values_wanted, x_wanted = ctx.needs_input_grad
+        of_rows, of_columns = (gradient, x) if ctx.to_rows else (x, gradient)
+        _, values_wanted, x_wanted, _ = ctx.needs_input_grad
         return (
             None,
-            _Dot.apply(ctx.edges, gradient, x) if values_wanted else None,
-            _SumToColumns.apply(ctx.edges, values, gradient) if x_wanted else None,
-        )
-
-
-class _SumToColumns(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, edges: Edges, values: Tensor, x: Tensor) -> Tensor:
-        ctx.edges = edges
-        ctx.save_for_backward(values, x)
-        with torch.autocast(x.device.type, enabled=False):
-            return edges._transposed_csr(values.float()) @ x.float()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
-        values, x = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        _, values_wanted, x_wanted = ctx.needs_input_grad
-        return (
+            _Dot.apply(ctx.edges, of_rows, of_columns) if values_wanted else None,
+            _Sum.apply(ctx.edges, values, gradient, not ctx.to_rows) if x_wanted else None,
             None,
-            _Dot.apply(ctx.edges, x, gradient) if values_wanted else None,
-            _SumToRows.apply(ctx.edges, values, gradient) if x_wanted else None,
         )
 
 
@@ -159,8 +144,8 @@ class _Dot(torch.autograd.Function):
         _, a_wanted, b_wanted = ctx.needs_input_grad
         return (
             None,
-            _SumToRows.apply(ctx.edges, gradient, b) if a_wanted else None,
-            _SumToColumns.apply(ctx.edges, gradient, a) if b_wanted else None,
+            _Sum.apply(ctx.edges, gradient, b, True) if a_wanted else None,
+            _Sum.apply(ctx.edges, gradient, a, False) if b_wanted else None,
         )
 
 
