@@ -265,19 +265,22 @@ def test_a_cluster_of_two_nodes_loses_one(toy_bpr: dict[str, Any], tmp_path: Pat
     ray.shutdown()
     out = tmp_path / "sweep"
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
+        initialize_head=True, shutdown_at_exit=False,  # its hooks could not be set from another thread
+        head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False},
     )
-    other = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
     seen: dict[str, Any] = {}
 
-    def kill_a_node() -> None:
+    def lose_a_node() -> None:
         journal = Journal(out / "journal.jsonl")
         home = None
 
         def away(trials: list[Any]) -> list[Any]:
             return [trial for trial in trials if trial.last and trial.last["node"] != home]
 
-        wait_until(lambda: ray.is_initialized() and journal.trials())
+        # the second node joins when the sweep is on the first: of two on one machine Ray takes either as the driver's
+        wait_until(ray.is_initialized)
+        other = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+        wait_until(lambda: journal.trials())
         home = ray.get_runtime_context().get_node_id()
         wait_until(lambda: any(trial.status == "finished" for trial in away(journal.trials())))
         wait_until(lambda: any(trial.status == "unfinished" for trial in away(journal.trials())))
@@ -290,7 +293,7 @@ def test_a_cluster_of_two_nodes_loses_one(toy_bpr: dict[str, Any], tmp_path: Pat
         seen["finished"] = {trial.name: trial.last for trial in journal.trials() if trial.status == "finished"}
         seen["home"] = home
 
-    killer = threading.Thread(target=kill_a_node, daemon=True)
+    killer = threading.Thread(target=lose_a_node, daemon=True)
     killer.start()
     try:
         result = tune_guider(
