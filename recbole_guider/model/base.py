@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender
@@ -76,6 +77,13 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self._evaluation_embeddings: tuple[Tensor, Tensor] | None = None
+
+    def training_pairs(self, dataset: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
+        """Users and items of the training interactions, int ``[nnz]`` each, and the numbers of users and items: what
+        the functions of :mod:`recbole_guider.graph` make a graph of.
+        """
+        interactions = dataset.inter_matrix(form="coo")
+        return interactions.row, interactions.col, self.n_users, self.n_items
 
     def encode(self) -> Encoding:
         """The two matrices with gradients, and what else the loss needs.

@@ -55,9 +55,7 @@ class BM3(FactorisedRecommender):
         self.dropout: float = config["dropout"]
         share_below_one("dropout", self.dropout, "BM3 drops a share of the entries")
         self.generator("dropout", config["seed"])
-        interactions = dataset.inter_matrix(form="coo")
-        graph = bipartite_adjacency(interactions.row, interactions.col, self.n_users, self.n_items)
-        self.graph = graph.to(self.device)
+        self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)
 
         size: int = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, size)

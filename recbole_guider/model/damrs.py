@@ -93,9 +93,8 @@ class DAMRS(FactorisedRecommender):
                 raise GuiderError(f"{name} is {config[name]}: DAMRS needs 1 or more.")
         above_zero("temperature", self.temperature, "DAMRS divides cosines by it")
 
-        interactions = dataset.inter_matrix(form="coo")
-        users, items = interactions.row, interactions.col
-        self.graph = bipartite_adjacency(users, items, self.n_users, self.n_items).to(self.device)
+        users, items, *_ = pairs = self.training_pairs(dataset)
+        self.graph = bipartite_adjacency(*pairs).to(self.device)
         common = co_occurrence(
             items, users, self.n_items, self.n_users, config["behaviour_knn_k"], config["behaviour_minimum"]
         )

@@ -68,8 +68,7 @@ class DRAGON(FactorisedRecommender):
             raise GuiderError(f"user_knn_k is {config['user_knn_k']}: DRAGON links a user to 1 or more others.")
         weights = modality_weights(config["modality_weights"], list(features))
 
-        interactions = dataset.inter_matrix(form="coo")
-        pairs = interactions.row, interactions.col, self.n_users, self.n_items
+        pairs = self.training_pairs(dataset)
         self.graph = bipartite_adjacency(*pairs).to(self.device)
         self.user_graph = softmax_rows(co_occurrence(*pairs, config["user_knn_k"])).to(self.device)
         self.item_graph = combine(

@@ -59,8 +59,7 @@ class DualGNN(FactorisedRecommender):
         if config["n_neighbours"] < 1:
             raise GuiderError(f"n_neighbours is {config['n_neighbours']}: it must be 1 or more.")
         self.reg_weight: float = config["reg_weight"]
-        interactions = dataset.inter_matrix(form="coo")
-        pairs = interactions.row, interactions.col, self.n_users, self.n_items
+        pairs = self.training_pairs(dataset)
         self.graph = bipartite_adjacency(*pairs).to(self.device)
         self.user_graph = softmax_rows(co_occurrence(*pairs, config["n_neighbours"])).to(self.device)
 

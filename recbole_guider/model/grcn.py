@@ -66,8 +66,7 @@ class GRCN(FactorisedRecommender):
                 raise GuiderError(f"{key} is {config[key]}: it must be 0 or more.")
         self.pruning: bool = config["pruning"]
         self.reg_weight: float = config["reg_weight"]
-        interactions = dataset.inter_matrix(form="coo")
-        graph = BipartiteGraph(interactions.row, interactions.col, self.n_users, self.n_items)
+        graph = BipartiteGraph(*self.training_pairs(dataset))
         self.edges = Edges(graph.users, graph.items, (self.n_users, self.n_items)).to(self.device)
 
         size: int = config["embedding_size"]

@@ -65,9 +65,7 @@ class LATTICE(FactorisedRecommender):
         self.dropout: float = config["mess_dropout"]
         share_below_one("mess_dropout", self.dropout, "it is a share of the entries")
         self.generator("dropout", config["seed"])
-        interactions = dataset.inter_matrix(form="coo")
-        graph = mean_adjacency(interactions.row, interactions.col, self.n_users, self.n_items, self_loops=True)
-        self.graph = graph.to(self.device)
+        self.graph = mean_adjacency(*self.training_pairs(dataset), self_loops=True).to(self.device)
         self.original_graphs = [
             knn_graph(part.values, self.knn_k, present=part.present, weighting="similarity").to(self.device)
             for part in features.values()

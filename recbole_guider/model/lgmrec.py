@@ -6,7 +6,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
@@ -78,9 +77,8 @@ class LGMRec(FactorisedRecommender):
         above_zero("temperature", self.temperature, "LGMRec divides by it")
         self.generator("hyperedges", config["seed"])
 
-        interactions = dataset.inter_matrix(form="coo")
-        self.graph = bipartite_adjacency(interactions.row, interactions.col, self.n_users, self.n_items).to(self.device)
-        profiles = sp.csr_matrix(interactions)
+        self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)
+        profiles = dataset.inter_matrix(form="csr")
         profiles.data = np.ones_like(profiles.data)
         self.profiles = SparseOperator.from_scipy(profiles).to(self.device)
 

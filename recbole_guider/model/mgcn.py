@@ -58,8 +58,7 @@ class MGCN(FactorisedRecommender):
         self.temperature: float = config["temperature"]
         above_zero("temperature", self.temperature, "MGCN divides cosines by it")
         self.batch_size: int = config["train_batch_size"]
-        interactions = dataset.inter_matrix(form="coo")
-        graph = bipartite_adjacency(interactions.row, interactions.col, self.n_users, self.n_items)
+        graph = bipartite_adjacency(*self.training_pairs(dataset))
         self.graph = graph.to(self.device)
         self.user_graph = user_item_block(graph, self.n_users).to(self.device)
         self.item_graphs = [

@@ -60,8 +60,7 @@ class MMGCN(FactorisedRecommender):
         combination: str = config["combination"]
         if combination not in COMBINATIONS:
             raise GuiderError(f"combination is {combination!r}: it must be {' or '.join(COMBINATIONS)}.")
-        interactions = dataset.inter_matrix(form="coo")
-        self.graph = mean_adjacency(interactions.row, interactions.col, self.n_users, self.n_items).to(self.device)
+        self.graph = mean_adjacency(*self.training_pairs(dataset)).to(self.device)
 
         size: int = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, size)

@@ -79,10 +79,7 @@ class MVGAE(FactorisedRecommender):
         self.dropout = dropout
         self.generator("dropout", config["seed"])
         self.generator("noise", config["seed"] + 1)
-        interactions = dataset.inter_matrix(form="coo")
-        self.graph = mean_adjacency(
-            interactions.row, interactions.col, self.n_users, self.n_items, self_loops=True
-        ).to(self.device)
+        self.graph = mean_adjacency(*self.training_pairs(dataset), self_loops=True).to(self.device)
 
         size: int = config["embedding_size"]
         self.item_embedding = nn.Embedding(self.n_items, size)

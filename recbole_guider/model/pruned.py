@@ -25,8 +25,7 @@ class PrunedGraphRecommender(FactorisedRecommender):
         super().__init__(config, dataset)
         self.dropout: float = config["dropout"]
         share_below_one("dropout", self.dropout, f"{type(self).__name__} drops a share of the edges")
-        interactions = dataset.inter_matrix(form="coo")
-        self.edges = BipartiteGraph(interactions.row, interactions.col, self.n_users, self.n_items)
+        self.edges = BipartiteGraph(*self.training_pairs(dataset))
         self.graph = self.edges.adjacency().to(self.device)
         self._training_graph: SparseOperator | None = self.graph
         self.generator("pruning", config["seed"])

@@ -62,9 +62,7 @@ class SelfCF(FactorisedRecommender):
         self.graph_dropout = _share(config, "graph_dropout")
         for name in ("graph", "dropout"):
             self.generator(name, config["seed"] + len(name))
-        interactions = dataset.inter_matrix(form="coo")
-        graph = bipartite_adjacency(interactions.row, interactions.col, self.n_users, self.n_items)
-        self.graph = graph.to(self.device)
+        self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)
 
         size: int = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, size)

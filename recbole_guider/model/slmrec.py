@@ -74,9 +74,7 @@ class SLMRec(FactorisedRecommender):
         share_below_one("dropout", self.dropout, "SLMRec drops a share of the entries")
         self.generator("dropout", config["seed"])
         self.generator("masking", config["seed"] + 1)
-        interactions = dataset.inter_matrix(form="coo")
-        graph = bipartite_adjacency(interactions.row, interactions.col, self.n_users, self.n_items)
-        self.graph = graph.to(self.device)
+        self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)
 
         size: int = config["embedding_size"]
         self.n_channels = 1 + len(features)

@@ -67,8 +67,7 @@ class SMORE(FactorisedRecommender):
         self.batch_size: int = config["train_batch_size"]
         self.generator("preferences", config["seed"])
 
-        interactions = dataset.inter_matrix(form="coo")
-        graph = bipartite_adjacency(interactions.row, interactions.col, self.n_users, self.n_items)
+        graph = bipartite_adjacency(*self.training_pairs(dataset))
         self.graph = graph.to(self.device)
         self.user_graph = user_item_block(graph, self.n_users).to(self.device)
         neighbours = of_each_modality("knn_k", config["knn_k"], list(features))
