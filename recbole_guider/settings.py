@@ -63,6 +63,10 @@ class CalibrationSettings(Settings):
     )
 
 
+#: What items that a user interacted with are when they are drawn as negatives.
+OwnAs = Literal["ignore", "negative"]
+
+
 class DBPRSettings(Settings):
     """``guider.dbpr``: the teacher's loss."""
 
@@ -77,9 +81,8 @@ class DBPRSettings(Settings):
     soft: bool = Field(default=True, description="weigh by the clean probability; false: by 0 or 1")
     eta: NonNegative = Field(default=0.1, description="the weight of ranking true items above false ones")
     gamma: NonNegative = Field(default=0.0, description="the weight of ranking false items below the negatives")
-    false_as: Literal["ignore", "negative"] = Field(
-        default="ignore", description="what false items among negatives count as"
-    )
+    own_as: OwnAs = Field(default="ignore", description="what a user's own items among the negatives count as")
+    false_as: OwnAs = Field(default="ignore", description="the same for false items alone")
 
 
 class DistillationSettings(Settings):

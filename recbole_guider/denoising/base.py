@@ -75,12 +75,12 @@ def pooled_mean(terms: Iterable[Tensor | None]) -> Tensor:
 
 
 class SharedNegatives(NamedTuple):
-    """The softmax form's negatives: items [N], and where in [B, N] one is an item of the batch's b-th distinct user."""
+    """The softmax form's negatives: items [N], and which of them are none for the batch's b-th distinct user."""
 
     items: Tensor
     distinct: Tensor
     place: Tensor
-    excluded: tuple[Tensor, Tensor]
+    excluded: tuple[Tensor, Tensor] | None
     temperature: float
 
 

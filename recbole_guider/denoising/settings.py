@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from recbole_guider.errors import GuiderError
-from recbole_guider.settings import NonNegative, Positive, Settings, validated
+from recbole_guider.settings import NonNegative, OwnAs, Positive, Settings, validated
 
 LossForm = Literal["bpr", "bce", "softmax"]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -28,6 +28,9 @@ class DenoisingSettings(Settings):
     )
     temperature: Positive = Field(default=0.2, description="divides the cosine scores of the softmax form")
     negatives: Count = Field(default=512, description="negatives shared by a batch, softmax form")
+    own_as: OwnAs = Field(
+        default="ignore", description="what a user's own items among those negatives count as"
+    )
 
     @property
     def form(self) -> LossForm:

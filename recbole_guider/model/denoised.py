@@ -149,8 +149,10 @@ class Denoised(FactorisedRecommender):
         distinct, place = torch.unique(users, return_inverse=True)
         count = min(self.settings.negatives, self.n_items - 1)
         drawn = torch.randint(1, self.n_items, (count,), generator=self.generator("shared negatives")).unique()
-        row, column = self.profiles.among(distinct.cpu().numpy(), drawn.numpy())
-        excluded = (row.to(users.device), column.to(users.device))
+        excluded = None
+        if self.settings.own_as == "ignore":
+            row, column = self.profiles.among(distinct.cpu().numpy(), drawn.numpy())
+            excluded = (row.to(users.device), column.to(users.device))
         return SharedNegatives(drawn.to(users.device), distinct, place, excluded, self.settings.temperature)
 
     # -- scoring --------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ PAIRS_OF_A_BATCH = 16384
 class DBPR(SeededGenerators):
     """DBPR on batches of calibrated interactions, for models of every kind.
 
-    Negatives are shared by a batch. What a user interacted with is none of the user's negatives (with
-    ``false_as: negative`` this holds for true interactions only).
+    Negatives are shared by a batch. What a user interacted with is none of the user's negatives, but for false
+    interactions with ``false_as: negative``, and for all of them with ``own_as: negative``.
 
     Args:
         settings: ``guider.dbpr``.
@@ -105,6 +105,8 @@ class DBPR(SeededGenerators):
 
     def _hits(self, users: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
         """Where in ``[users, sampled]`` an item is no negative of the user."""
+        if self.settings.own_as == "negative":
+            return torch.empty(2, 0, dtype=torch.int64, device=users.device).unbind()
         own = self.true_profiles if self.settings.false_as == "negative" else self.profiles
         row, column = own.among(users.cpu().numpy(), sampled.numpy())
         return row.to(users.device), column.to(users.device)

@@ -85,7 +85,8 @@ def test_sources_merge_as_long_as_they_name_one_method(toy: dict[str, Any], tmp_
         return GuiderConfig("BPR", "toy", [file], toy, command_line=list(arguments)).denoising_settings
 
     assert settings("--denoising.steps=7").to_dict() == {
-        "method": "t-ce", "loss_form": "softmax", "temperature": 0.2, "negatives": 512, "drop_rate": 0.3, "steps": 7,
+        "method": "t-ce", "loss_form": "softmax", "temperature": 0.2, "negatives": 512, "own_as": "ignore",
+        "drop_rate": 0.3, "steps": 7,
     }
     other = settings("--denoising=r-ce")
     assert (other.method, other.beta, other.form) == ("r-ce", 0.25, "softmax")
@@ -172,8 +173,10 @@ def test_samples_are_the_batch_with_the_backbones_scores(toy: dict[str, Any]) ->
         assert sample.negatives.shape[1] == (1 if name == "LightGCN" else 3)
 
 
-def test_softmax_scores_are_cosines_against_shared_negatives(toy: dict[str, Any]) -> None:
-    trainer, train, _ = prepared("LightGCN", toy, {"method": "none", "loss_form": "softmax", "negatives": 30})
+@pytest.mark.parametrize("own_as", ["ignore", "negative"])
+def test_softmax_scores_are_cosines_against_shared_negatives(own_as: str, toy: dict[str, Any]) -> None:
+    block = {"method": "none", "loss_form": "softmax", "negatives": 30, "own_as": own_as}
+    trainer, train, _ = prepared("LightGCN", toy, block)
     model = trainer.model.eval()
     owned = {user: set() for user in range(model.n_users)}
     for user, item in zip(train.dataset.inter_feat["user_id"].tolist(), train.dataset.inter_feat["item_id"].tolist(),
@@ -185,7 +188,7 @@ def test_softmax_scores_are_cosines_against_shared_negatives(toy: dict[str, Any]
     users, items = (matrix / matrix.norm(dim=1, keepdim=True) for matrix in (users, items))
     for row in range(len(sample.users)):
         user = int(sample.users[row])
-        allowed = [item for item in sample.shared.items.tolist() if item not in owned[user]]
+        allowed = [item for item in sample.shared.items.tolist() if own_as == "negative" or item not in owned[user]]
         soft = 0.2 * np.log(sum(np.exp(float(users[user] @ items[item]) / 0.2) for item in allowed))
         x = (float(users[user] @ items[sample.items[row]]) - soft) / 0.2
         assert float(sample.logits.positive[row, 0]) == pytest.approx(x, abs=1e-4)

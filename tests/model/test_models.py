@@ -175,10 +175,13 @@ def test_membership_and_drawing_against_sets() -> None:
 
 
 @pytest.mark.parametrize("form", ["softmax", "pairwise"])
-@pytest.mark.parametrize("false_as", ["ignore", "negative"])
+@pytest.mark.parametrize(("own_as", "false_as"), [("ignore", "ignore"), ("ignore", "negative"), ("negative", "ignore")])
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
-def test_the_teachers_loss_against_a_loop(form: str, false_as: str, gamma: float, toy: dict[str, Any]) -> None:
-    block = {"dbpr": {"form": form, "eta": 0.0, "gamma": gamma, "negatives": 16, "false_as": false_as}}
+def test_the_teachers_loss_against_a_loop(
+    form: str, own_as: str, false_as: str, gamma: float, toy: dict[str, Any]
+) -> None:
+    choices = {"own_as": own_as, "false_as": false_as}
+    block = {"dbpr": {"form": form, "eta": 0.0, "gamma": gamma, "negatives": 16, **choices}}
     model, _, train = built("GUIDER_FREEDOM", toy, guider=block)
     dataset = train.dataset
     probability = torch.rand(len(dataset.inter_feat), generator=torch.Generator().manual_seed(1))
@@ -198,7 +201,8 @@ def test_the_teachers_loss_against_a_loop(form: str, false_as: str, gamma: float
         1, model.n_items, (16 if form == "softmax" else 1,), generator=torch.Generator().set_state(state)
     ).unique()
     excluded = {
-        pair for pair, true in zip(zip(users, items, strict=True), clean, strict=True) if true or false_as == "ignore"
+        pair for pair, true in zip(zip(users, items, strict=True), clean, strict=True)
+        if own_as == "ignore" and (true or false_as == "ignore")
     }
     positive = (u[batch["user_id"]] * v[batch["item_id"]]).sum(1)
     negative = u[batch["user_id"]] @ v[sampled].T
