@@ -81,7 +81,7 @@ def expanded(block: Any) -> Any:
 
 
 #: Keys of every method: they stay when a later source names another method.
-COMMON_KEYS = ("loss_form", "temperature", "negatives")
+COMMON_KEYS = tuple(key for key in DenoisingSettings.model_fields if key != "method")
 
 
 class NoneSettings(DenoisingSettings):

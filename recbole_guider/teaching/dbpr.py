@@ -26,8 +26,9 @@ PAIRS_OF_A_BATCH = 16384
 class DBPR(SeededGenerators):
     """DBPR on batches of calibrated interactions, for models of every kind.
 
-    Negatives are shared by a batch. What a user interacted with is none of the user's negatives, but for false
-    interactions with ``false_as: negative``, and for all of them with ``own_as: negative``.
+    Negatives are shared by a batch. In the ``softmax`` form with ``own_as: negative`` all users have the same, as
+    in a softmax over the catalogue. Otherwise what a user interacted with is none of the user's negatives (with
+    ``false_as: negative`` this holds for true interactions only).
 
     Args:
         settings: ``guider.dbpr``.
@@ -105,7 +106,7 @@ class DBPR(SeededGenerators):
 
     def _hits(self, users: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
         """Where in ``[users, sampled]`` an item is no negative of the user."""
-        if self.settings.own_as == "negative":
+        if self.settings.own_as == "negative" and self.settings.form == "softmax":
             return torch.empty(2, 0, dtype=torch.int64, device=users.device).unbind()
         own = self.true_profiles if self.settings.false_as == "negative" else self.profiles
         row, column = own.among(users.cpu().numpy(), sampled.numpy())

@@ -79,7 +79,7 @@ def test_a_mistake_is_named_with_what_is_allowed(block: Any, message: str) -> No
 
 def test_sources_merge_as_long_as_they_name_one_method(toy: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("denoising: {method: t-ce, drop_rate: 0.3, loss_form: softmax}\n")
+    file.write_text("denoising: {method: t-ce, drop_rate: 0.3, loss_form: softmax, own_as: ignore}\n")
 
     def settings(*arguments: str) -> Any:
         return GuiderConfig("BPR", "toy", [file], toy, command_line=list(arguments)).denoising_settings
@@ -89,7 +89,7 @@ def test_sources_merge_as_long_as_they_name_one_method(toy: dict[str, Any], tmp_
         "drop_rate": 0.3, "steps": 7,
     }
     other = settings("--denoising=r-ce")
-    assert (other.method, other.beta, other.form) == ("r-ce", 0.25, "softmax")
+    assert (other.method, other.beta, other.form, other.own_as) == ("r-ce", 0.25, "softmax", "ignore")
     assert settings("--denoising=false") is None
     file.write_text("denoising: t-ce\n")
     assert settings("--denoising.drop_rate=0.4").drop_rate == 0.4

@@ -202,7 +202,7 @@ def test_the_teachers_loss_against_a_loop(
     ).unique()
     excluded = {
         pair for pair, true in zip(zip(users, items, strict=True), clean, strict=True)
-        if own_as == "ignore" and (true or false_as == "ignore")
+        if (own_as == "ignore" or form == "pairwise") and (true or false_as == "ignore")
     }
     positive = (u[batch["user_id"]] * v[batch["item_id"]]).sum(1)
     negative = u[batch["user_id"]] @ v[sampled].T
