@@ -81,8 +81,10 @@ class DBPRSettings(Settings):
     soft: bool = Field(default=True, description="weigh by the clean probability; false: by 0 or 1")
     eta: NonNegative = Field(default=0.1, description="the weight of ranking true items above false ones")
     gamma: NonNegative = Field(default=0.0, description="the weight of ranking false items below the negatives")
-    own_as: OwnAs = Field(default="ignore", description="what a user's own items among the negatives count as")
-    false_as: OwnAs = Field(default="ignore", description="the same for false items alone")
+    own_as: OwnAs = Field(
+        default="negative", description="what a user's own items among the negatives count as, softmax form"
+    )
+    false_as: OwnAs = Field(default="ignore", description="the same for false items alone, where own ones are ignored")
 
 
 class DistillationSettings(Settings):

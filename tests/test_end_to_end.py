@@ -127,7 +127,7 @@ def test_guider_block_and_guider_name_are_the_same_run(toy: dict[str, Any]) -> N
         {"schedule": "pretrained"},
         {"student_loss": "dbpr"},
         {"dbpr": {"form": "pairwise", "gamma": 0.1, "soft": False}},
-        {"dbpr": {"false_as": "negative", "eta": 0.5}},
+        {"dbpr": {"own_as": "ignore", "false_as": "negative", "eta": 0.5}},
         {"distillation": {"plan": "batch", "debias": True}},
         {"distillation": {"objective": "kl"}},
         {"distillation": {"cost": "scores", "balance": "min_norm"}},

@@ -29,7 +29,7 @@ class DenoisingSettings(Settings):
     temperature: Positive = Field(default=0.2, description="divides the cosine scores of the softmax form")
     negatives: Count = Field(default=512, description="negatives shared by a batch, softmax form")
     own_as: OwnAs = Field(
-        default="ignore", description="what a user's own items among those negatives count as"
+        default="negative", description="what a user's own items among those negatives count as"
     )
 
     @property

@@ -93,9 +93,10 @@ def test_a_student_of_any_kind_moves_towards_its_teacher(student: str, toy: dict
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
 
 
-@pytest.mark.parametrize("form", ["softmax", "pairwise"])
-def test_dbpr_of_pairs_against_a_loop(form: str, toy: dict[str, Any]) -> None:
-    model, train = prepared("GUIDER_BPR", toy, teacher="NeuMF", dbpr={"form": form, "negatives": 16, "eta": 0.5})
+@pytest.mark.parametrize(("form", "own_as"), [("softmax", "negative"), ("softmax", "ignore"), ("pairwise", "negative")])
+def test_dbpr_of_pairs_against_a_loop(form: str, own_as: str, toy: dict[str, Any]) -> None:
+    block = {"form": form, "own_as": own_as, "negatives": 16, "eta": 0.5}
+    model, train = prepared("GUIDER_BPR", toy, teacher="NeuMF", dbpr=block)
     dataset, size = train.dataset, len(train.dataset.inter_feat)
     probability = torch.rand(size, generator=torch.Generator().manual_seed(1))
     attach(dataset, probability)
@@ -112,6 +113,8 @@ def test_dbpr_of_pairs_against_a_loop(form: str, toy: dict[str, Any]) -> None:
         1, model.n_items, (count,), generator=torch.Generator().set_state(streams["negatives"])
     ).unique()
     observed = set(zip(users.tolist(), items.tolist(), strict=True))
+    if form == "softmax" and own_as == "negative":
+        observed = set()
     usable = torch.tensor([[(int(u), int(i)) not in observed for i in sampled] for u in batch["user_id"]])
     false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
     drawn = model.dbpr.true_profiles.draw(
