@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from recbole_guider.benchmark.runner import read_results, read_users, run_benchm
 from recbole_guider.benchmark.spec import level_of, read_spec
 from recbole_guider.cli import main
 from recbole_guider.errors import GuiderError
+from recbole_guider.resources import properties_dir
 from recbole_guider.statistics import compare
 
 SPECS = Path(recbole_guider.__file__).resolve().parent.parent / "benchmarks" / "specs"
@@ -47,6 +49,28 @@ def write(tmp_path: Path, toy: dict[str, Any]) -> Any:
 
 
 # -- the spec -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_known_by_its_settings_with_their_defaults(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(**settings: Any) -> str:
+        guided = {"G": {"guider": True}}
+        spec = read_spec(write(models=["FREEDOM"], methods=guided, seeds=[7], settings={"epochs": 1, **settings}))
+        return spec.cells[0].key
+
+    first = key()
+    assert key(guider={"dbpr": {"eta": 0.1}}) == first  # the default, named
+    assert key(show_progress=True, use_gpu=False) == first
+    different = [key(guider={"dbpr": {"eta": 0.2}}), key(learning_rate=0.1), key(data_path="elsewhere")]
+    assert len({first, *different}) == 4
+    # the same spec after a default changed
+    folder = tmp_path / "properties"
+    shutil.copytree(properties_dir(), folder)
+    file = folder / "model" / "FREEDOM.yaml"
+    file.write_text(file.read_text().replace("n_ui_layers: 2", "n_ui_layers: 3"))
+    monkeypatch.setattr("recbole_guider.config.properties_dir", lambda: folder)
+    assert key() not in {first, *different}
 
 
 def test_cells_are_the_product_with_later_dimensions_on_top(write: Any) -> None:

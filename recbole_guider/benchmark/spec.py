@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,14 @@ from recbole_guider.yaml_files import read_yaml
 _QUIET = {"state": "ERROR", "show_progress": False}
 #: What makes a noise level: its keys that say how much.
 AMOUNTS = ("interactions", "deleted", "features", "gaussian")
+
+
+#: Settings that say where a run works and what it shows, not what it computes.
+_PLACES = {
+    "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders",
+    "device", "use_gpu", "gpu_id", "backend", "local_rank", "single_spec", "worker", "eval_memory_mb", "show_progress",
+    "state", "log_wandb", "wandb_project",
+}
 
 
 class BenchmarkSettings(Settings):
@@ -61,12 +70,13 @@ class Cell:
     files: tuple[str, ...]
     settings: Mapping[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """What the run's results depend on, as a short name: labels do not count, the files' content does."""
-        content = [Path(file).read_text(encoding="utf-8") for file in self.files]
-        parts = [self.dataset, self.name, self.seed, content, self.settings]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        """What the run's results depend on, as a short name: all settings with their defaults, so that a run from
+        before a default changed is another run. Labels do not count, nor the device.
+        """
+        settings = {key: value for key, value in self.config().final_config_dict.items() if key not in _PLACES}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     @property
     def labels(self) -> dict[str, Any]:
