@@ -68,7 +68,10 @@ class Denoised(FactorisedRecommender):
         self.label_field: str = config["LABEL_FIELD"]
         self.generator("shared negatives", config["seed"] + 1)
         users, items = (dataset.inter_feat[field] for field in (dataset.uid_field, dataset.iid_field))
-        self.profiles = Profiles(users.numpy(), items.numpy(), self.n_users, self.n_items)
+        #: what is none of a user's shared negatives, where that is left out
+        self.profiles: Profiles | None = None
+        if self.settings.form == "softmax" and self.settings.own_as == "ignore":
+            self.profiles = Profiles(users.numpy(), items.numpy(), self.n_users, self.n_items)
         #: whether the loader gives pairs of an observed and a sampled item, or pairs with a label
         self.pairwise = self.backbone.input_type == InputType.PAIRWISE  # type: ignore[attr-defined]  # RecBole's
         width = self._matrix_width() if method.needs_matrices else 0
@@ -150,7 +153,7 @@ class Denoised(FactorisedRecommender):
         count = min(self.settings.negatives, self.n_items - 1)
         drawn = torch.randint(1, self.n_items, (count,), generator=self.generator("shared negatives")).unique()
         excluded = None
-        if self.settings.own_as == "ignore":
+        if self.profiles is not None:
             row, column = self.profiles.among(distinct.cpu().numpy(), drawn.numpy())
             excluded = (row.to(users.device), column.to(users.device))
         return SharedNegatives(drawn.to(users.device), distinct, place, excluded, self.settings.temperature)

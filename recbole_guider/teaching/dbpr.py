@@ -71,13 +71,13 @@ class DBPR(SeededGenerators):
         sampled = self._sample(settings.negatives)
         positive = (rows * unit(factors.items[item])).sum(dim=1)
         candidates = unit(factors.items[sampled.to(user.device)])
-        hits = self._hits(distinct, sampled)
         usable = None
         if self.unit_length and not settings.gamma:
+            hits = self._hits(distinct, sampled)
             negative = soft_negative(user_rows, candidates, temperature=settings.temperature, excluded=hits)[place]
         else:
             negative = (user_rows @ candidates.T)[place]
-            usable = self._usable(distinct, sampled, hits)[place]
+            usable = self._usable(distinct, sampled, place)
 
         def score(users: Tensor, items: Tensor) -> Tensor:
             return (unit(factors.users(users)) * unit(factors.items[items])).sum(dim=1)
@@ -92,7 +92,7 @@ class DBPR(SeededGenerators):
         distinct, place = torch.unique(user, return_inverse=True)
         everyone = sampled.to(user.device).expand(len(distinct), -1)
         positive, negative = scoring.pairs(user, item), scoring.chosen(distinct, everyone)[place]
-        usable = self._usable(distinct, sampled, self._hits(distinct, sampled))[place]
+        usable = self._usable(distinct, sampled, place)
 
         def score(users: Tensor, items: Tensor) -> Tensor:
             # a model with batch normalisation cannot score a batch of none or of one
@@ -104,19 +104,22 @@ class DBPR(SeededGenerators):
         count = count if self.settings.form == "softmax" else 1
         return torch.randint(1, self.n_items, (count,), generator=self.generator("negatives")).unique()
 
-    def _hits(self, users: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
-        """Where in ``[users, sampled]`` an item is no negative of the user."""
+    def _hits(self, users: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Where in ``[users, sampled]`` an item is no negative of the user; None where all are."""
         if self.settings.own_as == "negative" and self.settings.form == "softmax":
-            return torch.empty(2, 0, dtype=torch.int64, device=users.device).unbind()
+            return None
         own = self.true_profiles if self.settings.false_as == "negative" else self.profiles
         row, column = own.among(users.cpu().numpy(), sampled.numpy())
         return row.to(users.device), column.to(users.device)
 
-    @staticmethod
-    def _usable(users: Tensor, sampled: Tensor, hits: tuple[Tensor, Tensor]) -> Tensor:
+    def _usable(self, users: Tensor, sampled: Tensor, place: Tensor) -> Tensor | None:
+        """Which negatives count, bool ``[B, N]``, row b being of the user ``users[place[b]]``; None where all do."""
+        hits = self._hits(users, sampled)
+        if hits is None:
+            return None
         usable = torch.ones(len(users), len(sampled), dtype=torch.bool, device=users.device)
         usable[hits] = False
-        return usable
+        return usable[place]
 
     def _loss(
         self, interaction: Interaction, positive: Tensor, negative: Tensor, usable: Tensor | None,
