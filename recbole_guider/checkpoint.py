@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from recbole.trainer import Trainer as _Trainer
 else:
     _Trainer = object  # a mixin: the trainer stands beside it
+
+
+#: Settings that say nothing about the shape of a model.
+_FREE = {"checkpoint_dir", "data_path", "epochs", "seed", "show_progress", "state", "device", "gpu_id", "use_gpu"}
+#: How many settings an error shows.
+_SHOWN = 3
 
 
 def plain(value: Any) -> Any:
@@ -144,6 +151,19 @@ def load_optimizers(trainer: Any, saved: Mapping[str, Any]) -> None:
         getattr(trainer, name).load_state_dict(state)
 
 
+def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first settings of a checkpoint that this run has otherwise, in words."""
+    keys = [key for key in stored if key in now and stored[key] != now[key] and key not in _FREE]
+    return "".join(f"; {key} was {stored[key]!r} and is {now[key]!r}" for key in keys[:_SHOWN])
+
+
+def _is_there(best: Path, resumed: Path, state: Mapping[str, Any]) -> bool:
+    """Whether a run's best model is beside what it is resumed from; where both are the same model, a copy is made."""
+    if not best.exists() and not state["cur_step"]:
+        write_whole(best, partial(shutil.copyfile, resumed))
+    return best.exists()
+
+
 class PlainCheckpoints(_Trainer):
     """Mixed into a RecBole trainer: the same training, with checkpoints of plain data that resume exactly.
 
@@ -212,21 +232,36 @@ class PlainCheckpoints(_Trainer):
         self._save_checkpoint(epoch, verbose=False)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Continue from a checkpoint: the weights, every optimiser, the counters and the random streams."""
+        """Continue from a checkpoint: the weights, every optimiser, the counters and the random streams.
+
+        Raises:
+            GuiderError: the checkpoint is of another model, data set or shape, or that run's best model is missing.
+        """
         with group.file_of_main(resume_file) as file:
             state = load(file, self.device)
-            if state["config"]["model"] != self.config["model"]:
+            stored = state["config"]
+            for key, what in (("model", "holds a"), ("dataset", "was trained on")):
+                if stored[key] != self.config[key]:
+                    raise GuiderError(f"{resume_file} {what} {stored[key]}: it cannot continue as {self.config[key]}.")
+            best = Path(resume_file).parent / state["best_model_file"]
+            if not group.once(lambda: _is_there(best, Path(resume_file), state)):
                 raise GuiderError(
-                    f"{resume_file} holds a {state['config']['model']}: it cannot continue as {self.config['model']}."
+                    f"{resume_file} continues a run whose best model so far is {best.name}: put that file beside it."
                 )
             self.optimizer = getattr(self, state["optimizers"]["at_work"])
             self._built_with = self._optimizer_settings()
-            super().resume_checkpoint(file)
-            load_optimizers(self, state["optimizers"])
-        self.saved_model_file = os.path.join(os.path.dirname(str(resume_file)), state["best_model_file"])
+            try:
+                super().resume_checkpoint(file)
+                load_optimizers(self, state["optimizers"])
+                self.load_extra_state(state["extra_state"])
+            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # what torch raises
+                raise GuiderError(
+                    f"{resume_file} does not fit the model of this run: repeat the settings that it was started with"
+                    f"{_differences(stored, self.config.to_plain())}."
+                ) from error
+        self.saved_model_file = os.fspath(best)
         self.best_valid_result = state["best_valid_result"]
         self._resumed_random_state = state["random_state"]
-        self.load_extra_state(state["extra_state"])
         self._keep_changed_settings(state.get("optimizer_settings") or {}, self._built_with)
 
     def _optimizer_settings(self) -> dict[str, list[list[float]]]:

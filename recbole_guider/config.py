@@ -32,6 +32,7 @@ _NOT_STORED = {
     *("local_rank", "single_spec", "world_size", "nproc", "ip", "port", "offset", "config_files"),
     *("MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "backbone"),
     *("valid_metric_bigger", "valid_neg_sample_args", "test_neg_sample_args"),
+    "resume",  # the file is gone once training has ended
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ class Profiles:
     """
 
     def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
+        self.n_items = n_items
         self.items, self.start = _grouped(items, users, n_users)
         self.users, self.item_start = _grouped(users, items, n_items)
 
@@ -33,6 +36,18 @@ class Profiles:
         count = np.searchsorted(users, owners, side="right", sorter=order) - first
         rows = order[_ranges(first, count)]
         return torch.from_numpy(rows), torch.from_numpy(np.repeat(columns, count))
+
+    def has(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """bool ``[M]``: whether item m is one of user m's."""
+        keys = users.astype(np.int64) * self.n_items + items
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._keys[place] == keys if len(self._keys) else np.zeros(len(keys), dtype=bool)
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        """A number for each pair, ascending."""
+        owners = np.repeat(np.arange(len(self.start) - 1, dtype=np.int64), np.diff(self.start))
+        return np.sort(owners * self.n_items + self.items)
 
     def draw(self, users: np.ndarray, generator: torch.Generator) -> Tensor:
         """int64 ``[M]``: one random item of each user, -1 where a user has none."""

@@ -159,9 +159,12 @@ def _run_process(
 def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, Any]:
     start = time()
     verbose = verbose and group.is_main()
+    resume = config["resume"]
+    if resume and group.is_main() and not (isinstance(resume, (str, os.PathLike)) and Path(resume).is_file()):
+        raise GuiderError(f"resume is {resume}: there is no such checkpoint; a killed run leaves <name>.last.pth.")
     trainer, train_data, valid_data, test_data = _prepare(config)
-    if config["resume"]:
-        trainer.resume_checkpoint(config["resume"])
+    if resume:
+        trainer.resume_checkpoint(resume)
     training_start = time()
     if config["replay"]:
         trainer, best_valid_score, best_valid_result = replay(
@@ -191,8 +194,12 @@ def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, A
 
 def _prepare(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any]:
     """Logger, data, model and trainer of a run, seeded as RecBole seeds them; ``dataset``: if it is built already."""
-    if config["resume"] and group.is_main() and not Path(config["resume"]).is_file():
-        raise GuiderError(f"resume is {config['resume']}: there is no such checkpoint.")
+    model, *loaders = _prepare_model(config, dataset)
+    return (trainer_class(config)(config, model), *loaders)
+
+
+def _prepare_model(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any]:
+    """Model and loaders, as :func:`_prepare`; no trainer, which would start TensorBoard and Weights & Biases."""
     init_seed(config["seed"], config["reproducibility"])
     _init_logger(config)
     logger = getLogger()
@@ -217,8 +224,7 @@ def _prepare(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, 
                 for name, part in features.items()
             )
         )
-    trainer = trainer_class(config)(config, model)
-    return trainer, train_data, valid_data, test_data
+    return model, train_data, valid_data, test_data
 
 
 class _StageEnds(Exception):
@@ -330,8 +336,7 @@ def load_data_and_model(
     """
     checkpoint = load(os.fspath(model_file))
     config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}), model=model)
-    trainer, train_data, valid_data, test_data = _prepare(config)
-    network = trainer.model
+    network, train_data, valid_data, test_data = _prepare_model(config)
     network.load_state_dict(checkpoint["state_dict"])
     network.load_other_parameter(checkpoint.get("other_parameter"))
     network.eval()

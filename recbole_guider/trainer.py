@@ -171,7 +171,7 @@ class GuiderTraining(PlainCheckpoints):
                 self.config, dataset, behaviour_embeddings=behaviour_embeddings, cache=self.calibration_cache
             )
         )
-        self.clean_probability = torch.from_numpy(np.asarray(self.calibration.clean_probability, dtype=np.float32))
+        self.clean_probability = torch.from_numpy(self.calibration.training_probability)
         self.calibration_summary = summary(self.calibration, dataset)
         self.calibration_seconds = time() - start
         self._log_calibration(self.calibration_seconds)

@@ -429,6 +429,11 @@ def test_no_user_loses_everything(decision_name):
     kept = np.bincount(users, weights=result.is_clean, minlength=n_users)
     assert np.all(kept[np.unique(users)] >= 1)
     assert result.n_false > 0 and result.n_true + result.n_false == len(users)
+    # training sees the same: no probability but those of the kept ones differs
+    training = result.training_probability
+    np.testing.assert_array_equal(training >= 0.5, result.is_clean)
+    lifted = training != result.clean_probability
+    assert lifted.any() and (training[lifted] == 0.5).all() and result.is_clean[lifted].all()
     alone = np.bincount(users)[users] < 3
     np.testing.assert_allclose(result.clean_probability[alone], 0.1, atol=1e-6)
 
@@ -704,6 +709,17 @@ def test_only_constant_features_give_the_prior():
     result = run(users, items, {"text": np.ones((n_items, 4))}, n_users, n_items, behaviour=False, noise_rate=0.3)
     np.testing.assert_allclose(result.clean_probability, 0.7, atol=0.1)
     assert result.modality_weights == {"text": 1.0}
+
+
+@pytest.mark.parametrize("decision_name", ["lfdr", "quantile", "zscore"])
+def test_where_nothing_tells_items_apart_all_is_clean_and_it_says_so(decision_name, caplog):
+    users, items, _, n_users, n_items = world()
+    result = run(
+        users, items, {"text": np.full((n_items, 4), 0.37)}, n_users, n_items, behaviour=False, decision=decision_name
+    )
+    assert result.noise_rate == 0 and result.n_false == 0
+    np.testing.assert_array_equal(result.clean_probability, 1)
+    assert "nothing that tells items apart in text" in caplog.text
 
 
 def test_zero_rows_count_as_missing():

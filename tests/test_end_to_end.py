@@ -16,6 +16,7 @@ from resuming import assert_resumes_exactly
 
 import recbole_guider
 from recbole_guider import load_data_and_model, objective_function, run_recbole_guider
+from recbole_guider.checkpoint import load
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.errors import GuiderError
@@ -83,6 +84,15 @@ def test_guider_run_returns_what_it_promises_and_reloads_identically(backbone: s
     trainer = Trainer(config, model)
     trainer.eval_collector.data_collect(train)
     assert trainer.evaluate(test, load_best_model=False) == result["test_result"]
+
+
+def test_no_user_is_left_without_a_true_interaction(toy: dict[str, Any]) -> None:
+    block = {"calibration": {"decision": "quantile", "noise_rate": 0.9}, "dbpr": {"soft": False}}
+    result = run_recbole_guider("GUIDER_BPR", "toy", config_dict={**toy, "epochs": 1, "guider": block})
+    probability = load(result["model_file"])["extra_state"]["clean_probability"]
+    users = load_data_and_model(result["model_file"])[3].dataset.inter_feat["user_id"]
+    assert int((probability >= 0.5).sum()) == result["calibration"]["n_true"]
+    assert set(users[probability >= 0.5].tolist()) == set(users.tolist())
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(toy: dict[str, Any]) -> None:

@@ -47,6 +47,14 @@ class Calibration:
     null_evidence: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
+    def training_probability(self) -> NDArray[np.float32]:
+        """float32 [nnz]: ``clean_probability``, and at least 0.5 where ``is_clean``.
+
+        What training weighs an interaction with: so no user is left without a true one.
+        """
+        return np.where(self.is_clean, np.maximum(self.clean_probability, np.float32(0.5)), self.clean_probability)
+
+    @property
     def n_true(self) -> int:
         """Number of interactions that count as clean."""
         return int(self.is_clean.sum())

@@ -269,7 +269,8 @@ class Judge:
         settings: ``guider.calibration``.
         weights: name -> alpha.
         item_degree: int64 [n_items], the number of users of each item.
-        rule: f/f0 for ``lfdr``, the scores that ranks are taken in for ``quantile``, z-scores for ``zscore``.
+        rule: f/f0 for ``lfdr``, the scores that ranks are taken in for ``quantile``, z-scores for ``zscore``; None
+            where all pairs look alike and nobody says how many of them are noise.
         noise_rate: pi0, estimated or as given.
         doubt: the pi0 that probabilities are computed with, ``noise_rate`` or, where ``lfdr`` estimates it, more.
     """
@@ -278,7 +279,7 @@ class Judge:
     settings: CalibrationSettings
     weights: dict[str, float]
     item_degree: IntArray
-    rule: decision.CrossFitted | decision.ZScore | FloatArray
+    rule: decision.CrossFitted | decision.ZScore | FloatArray | None
     noise_rate: float
     doubt: float
 
@@ -303,7 +304,7 @@ class Judge:
             probability[judged] = decision.local_clean_probability(ratio, self.doubt)
         elif isinstance(self.rule, decision.ZScore):
             probability[judged] = self.rule.probability(score[judged], size[judged])
-        else:
+        elif self.rule is not None:
             probability[judged] = decision.quantile_probability(score[judged], self.rule, self.doubt)
         return Verdict(score, probability, _keep_one(probability, profiles), parts)
 
@@ -439,10 +440,20 @@ def learn(
     null_parts |= evidence.further_parts(sample, null)
 
     size = sample.size[sample.users]
-    rule: decision.CrossFitted | decision.ZScore | FloatArray
+    rule: decision.CrossFitted | decision.ZScore | FloatArray | None = None
     given = settings.noise_rate
     noise_rate = doubt = 0.0 if given is None else given
-    if settings.decision == "lfdr":
+    told_apart = settings.popularity or any(
+        np.ptp(np.concatenate([parts[name][judged], null_part])) > 0 for name, null_part in null_parts.items()
+        if len(null_part)
+    )
+    if given is None and not told_apart:
+        # any share of noise would explain what is seen
+        if len(nulls.items):
+            logger.warning(
+                "AMSC finds nothing that tells items apart in %s: all interactions count as clean.", ", ".join(weights)
+            )
+    elif settings.decision == "lfdr":
         degree, null_degree = counts.item_degree[sample.items] - 1, counts.item_degree[nulls.items]
         columns, monotone = _columns(score, parts, size, degree, settings)
         null_columns, _ = _columns(null_score, null_parts, size[nulls.pair], null_degree, settings)

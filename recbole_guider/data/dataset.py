@@ -278,6 +278,9 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
                 del config.final_config_dict[key]
     if config["save_dataloaders"] and default.exists():
         _fingerprint_file(default).write_text(fingerprint, encoding="utf-8")
+    for loader in (train, valid, test):
+        if loader.generator is None:  # RecBole takes them away to save the loaders, and gives them back on loading only
+            loader.generator = loader.sampler.generator = torch.Generator().manual_seed(config["seed"])
     valid, test = (apply_eval_mask(loader, train._dataset, protocol) for loader in (valid, test))
     return train, batch_by_memory(valid), batch_by_memory(test)
 

@@ -21,13 +21,14 @@ class BatchPart(Interaction):
 
     Attributes:
         whole: the batch.
+        rows: which of its rows are here.
         weight: the share of its rows that are here; the loss of the batch is the sum over the processes of weight
             times the loss of the part.
     """
 
     def __init__(self, whole: Interaction, rank: int, world_size: int) -> None:
-        rows = slice(rank, None, world_size)
-        super().__init__({name: whole[name][rows] for name in whole})
+        self.rows = slice(rank, None, world_size)
+        super().__init__({name: whole[name][self.rows] for name in whole})
         self.whole = whole
         self.weight: float = len(self) / len(whole)
 
@@ -39,6 +40,11 @@ def whole_batch(interaction: Interaction) -> Interaction:
     loss of pairs of rows, or of the set of users, is exact.
     """
     return interaction.whole if isinstance(interaction, BatchPart) else interaction
+
+
+def of_rows(values: Tensor, interaction: Interaction) -> Tensor:
+    """From one value for each row of the whole batch, those of the rows that are in ``interaction``."""
+    return values[interaction.rows] if isinstance(interaction, BatchPart) else values
 
 
 def share_of_rows(interaction: Interaction) -> float:

@@ -14,21 +14,24 @@ from torch.nn.functional import normalize
 from recbole_guider.calibration import CLEAN_PROBABILITY
 from recbole_guider.losses import dbpr_loss, soft_negative
 from recbole_guider.model.base import SeededGenerators
-from recbole_guider.parallel.batch import whole_batch
+from recbole_guider.parallel.batch import of_rows, whole_batch
 from recbole_guider.profiles import Profiles
 from recbole_guider.settings import DBPRSettings
 from recbole_guider.teaching.scoring import Factors, Scoring
 
 #: A model that scores pairs one by one meets no more pairs than this in a batch: it gets fewer negatives.
 PAIRS_OF_A_BATCH = 16384
+# How often a negative is drawn that turns out to be an item of the user; then the row goes without.
+_DRAWS = 10
 
 
 class DBPR(SeededGenerators):
     """DBPR on batches of calibrated interactions, for models of every kind.
 
-    Negatives are shared by a batch. In the ``softmax`` form with ``own_as: negative`` all users have the same, as
-    in a softmax over the catalogue. Otherwise what a user interacted with is none of the user's negatives (with
-    ``false_as: negative`` this holds for true interactions only).
+    In the ``softmax`` form a batch shares its negatives; with ``own_as: negative`` all users have the same, as in a
+    softmax over the catalogue. In the ``pairwise`` form every row has one negative of its own. Otherwise than with
+    ``own_as: negative``, what a user interacted with is none of the user's negatives (with ``false_as: negative`` this
+    holds for true interactions only).
 
     Args:
         settings: ``guider.dbpr``.
@@ -68,48 +71,73 @@ class DBPR(SeededGenerators):
         distinct, place = torch.unique(user, return_inverse=True)
         user_rows = unit(factors.users(distinct))
         rows = user_rows[place]
-        sampled = self._sample(settings.negatives)
         positive = (rows * unit(factors.items[item])).sum(dim=1)
+
+        def score(users: Tensor, items: Tensor) -> Tensor:
+            return (unit(factors.users(users)) * unit(factors.items[items])).sum(dim=1)
+
+        if settings.form == "pairwise":
+            other, usable = self._negative_of_each(interaction)
+            return self._loss(interaction, positive, (rows * unit(factors.items[other])).sum(dim=1), usable, score)
+        sampled = self._sample(settings.negatives)
         candidates = unit(factors.items[sampled.to(user.device)])
         usable = None
-        if self.unit_length and not settings.gamma:
+        if not settings.gamma:
             hits = self._hits(distinct, sampled)
             negative = soft_negative(user_rows, candidates, temperature=settings.temperature, excluded=hits)[place]
         else:
             negative = (user_rows @ candidates.T)[place]
             usable = self._usable(distinct, sampled, place)
-
-        def score(users: Tensor, items: Tensor) -> Tensor:
-            return (unit(factors.users(users)) * unit(factors.items[items])).sum(dim=1)
-
         return self._loss(interaction, positive, negative, usable, score)
 
     def of_pairs(self, scoring: Scoring, interaction: Interaction) -> Tensor:
         """The loss of a model that scores pairs: scores as its ``predict`` gives them, fewer negatives. Scalar."""
         user, item = interaction[self.user_field], interaction[self.item_field]
-        # as many for a part of a batch as for the whole
-        sampled = self._sample(max(1, min(self.settings.negatives, PAIRS_OF_A_BATCH // len(whole_batch(interaction)))))
-        distinct, place = torch.unique(user, return_inverse=True)
-        everyone = sampled.to(user.device).expand(len(distinct), -1)
-        positive, negative = scoring.pairs(user, item), scoring.chosen(distinct, everyone)[place]
-        usable = self._usable(distinct, sampled, place)
+        positive = scoring.pairs(user, item)
 
         def score(users: Tensor, items: Tensor) -> Tensor:
             # a model with batch normalisation cannot score a batch of none or of one
             return scoring.pairs(users, items) if len(users) > 1 else positive[:0]
 
-        return self._loss(interaction, positive, negative, usable, score)
+        if self.settings.form == "pairwise":
+            other, usable = self._negative_of_each(interaction)
+            return self._loss(interaction, positive, scoring.pairs(user, other), usable, score)
+        # as many for a part of a batch as for the whole
+        sampled = self._sample(max(1, min(self.settings.negatives, PAIRS_OF_A_BATCH // len(whole_batch(interaction)))))
+        distinct, place = torch.unique(user, return_inverse=True)
+        everyone = sampled.to(user.device).expand(len(distinct), -1)
+        negative = scoring.chosen(distinct, everyone)[place]
+        return self._loss(interaction, positive, negative, self._usable(distinct, sampled, place), score)
+
+    def _negative_of_each(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        """(a random item for each row, which of them count), ``[B]`` each; an item of the user is drawn again."""
+        # for the whole batch: the parts draw the same
+        users = whole_batch(interaction)[self.user_field].cpu().numpy()
+        drawn = np.zeros(len(users), dtype=np.int64)
+        again = np.ones(len(users), dtype=bool)
+        for _ in range(_DRAWS):
+            new = torch.randint(1, self.n_items, (int(again.sum()),), generator=self.generator("negatives"))
+            drawn[again] = new.numpy()
+            again[again] = self._own.has(users[again], drawn[again])
+            if not again.any():
+                break
+        device = interaction[self.user_field].device
+        items, usable = (of_rows(torch.from_numpy(each), interaction).to(device) for each in (drawn, ~again))
+        return items, usable
+
+    @property
+    def _own(self) -> Profiles:
+        """What is no negative of its user."""
+        return self.true_profiles if self.settings.false_as == "negative" else self.profiles
 
     def _sample(self, count: int) -> Tensor:
-        count = count if self.settings.form == "softmax" else 1
         return torch.randint(1, self.n_items, (count,), generator=self.generator("negatives")).unique()
 
     def _hits(self, users: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor] | None:
         """Where in ``[users, sampled]`` an item is no negative of the user; None where all are."""
-        if self.settings.own_as == "negative" and self.settings.form == "softmax":
+        if self.settings.own_as == "negative":
             return None
-        own = self.true_profiles if self.settings.false_as == "negative" else self.profiles
-        row, column = own.among(users.cpu().numpy(), sampled.numpy())
+        row, column = self._own.among(users.cpu().numpy(), sampled.numpy())
         return row.to(users.device), column.to(users.device)
 
     def _usable(self, users: Tensor, sampled: Tensor, place: Tensor) -> Tensor | None:

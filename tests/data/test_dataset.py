@@ -253,3 +253,11 @@ def test_saved_loaders_are_used_only_for_the_same_noise(make_config, folder):
     assert pairs_of(prepare_data(config, build_dataset(config))[0]._dataset) == pairs_of(train._dataset)
     config = make_config()
     assert len(prepare_data(config, build_dataset(config))[0]._dataset) < n
+
+
+def test_saving_loaders_leaves_them_as_they_are(make_config, folder):
+    plain, saving = make_config(), make_config(save_dataloaders=True)
+    loaders = [prepare_data(config, build_dataset(config)) for config in (plain, saving)]
+    assert loaders[1][0].sampler.generator is loaders[1][0].generator
+    for without, with_ in zip(*loaders, strict=True):
+        assert torch.equal(with_.generator.get_state(), without.generator.get_state())

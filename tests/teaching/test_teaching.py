@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,32 @@ def test_a_student_of_any_kind_moves_towards_its_teacher(student: str, toy: dict
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
 
 
-@pytest.mark.parametrize(("form", "own_as"), [("softmax", "negative"), ("softmax", "ignore"), ("pairwise", "negative")])
+@pytest.mark.parametrize("teacher", ["BPR", "NeuMF"])
+def test_every_row_of_the_pairwise_form_has_a_negative_of_its_own(teacher: str, toy: dict[str, Any]) -> None:
+    model, train = prepared(
+        "GUIDER_BPR", toy, teacher=teacher, dbpr={"form": "pairwise", "eta": 0.0}, calibration={"method": "none"}
+    )
+    attach(train.dataset, torch.ones(len(train.dataset.inter_feat)))
+    batch = train.dataset.inter_feat[torch.arange(200)]
+    stream = model.dbpr.generator("negatives").get_state()
+    drawn, usable = model.dbpr._negative_of_each(batch)
+    observed = set(zip(*(train.dataset.inter_feat[name].tolist() for name in ("user_id", "item_id")), strict=True))
+    pairs = list(zip(batch["user_id"].tolist(), drawn.tolist(), strict=True))
+    assert usable.all() and not observed & set(pairs)
+    assert set(drawn.tolist()) == set(range(1, model.n_items))
+    model.dbpr.generator("negatives").set_state(stream)
+    with torch.no_grad():
+        got = model.teacher_loss(batch) if teacher == "BPR" else model.dbpr.of_pairs(model.teacher_scoring, batch)
+        scores = all_scores(model.teacher, torch.arange(1, 61))
+    # BPR as it always is: -log sigmoid(y_ui - y_uj), a negative for each pair
+    terms = [
+        math.log1p(math.exp(float(scores[u - 1, j - 1] - scores[u - 1, i - 1])))
+        for u, i, j in zip(batch["user_id"].tolist(), batch["item_id"].tolist(), drawn.tolist(), strict=True)
+    ]
+    assert float(got) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize(("form", "own_as"), [("softmax", "negative"), ("softmax", "ignore")])
 def test_dbpr_of_pairs_against_a_loop(form: str, own_as: str, toy: dict[str, Any]) -> None:
     block = {"form": form, "own_as": own_as, "negatives": 16, "eta": 0.5}
     model, train = prepared("GUIDER_BPR", toy, teacher="NeuMF", dbpr=block)
@@ -108,12 +134,11 @@ def test_dbpr_of_pairs_against_a_loop(form: str, own_as: str, toy: dict[str, Any
         got = model.dbpr.of_pairs(model.teacher_scoring, batch)
         scores = torch.cat([torch.zeros(60, 1), all_scores(model.teacher, torch.arange(1, 61))], dim=1)
     scores = torch.cat([torch.zeros(1, model.n_items), scores])  # by ids
-    count = 16 if form == "softmax" else 1
     sampled = torch.randint(
-        1, model.n_items, (count,), generator=torch.Generator().set_state(streams["negatives"])
+        1, model.n_items, (16,), generator=torch.Generator().set_state(streams["negatives"])
     ).unique()
     observed = set(zip(users.tolist(), items.tolist(), strict=True))
-    if form == "softmax" and own_as == "negative":
+    if own_as == "negative":
         observed = set()
     usable = torch.tensor([[(int(u), int(i)) not in observed for i in sampled] for u in batch["user_id"]])
     false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)

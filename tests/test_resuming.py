@@ -1,0 +1,82 @@
+"""What can be continued from a checkpoint, and what cannot: then one sentence says why."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from resuming import Killed
+
+from recbole_guider import load_data_and_model, run_recbole_guider
+from recbole_guider.config import GuiderConfig
+from recbole_guider.errors import GuiderError
+from recbole_guider.quick_start import _prepare
+
+
+def interrupted(model: str, settings: dict[str, Any], after: int, metric_falls: bool = False) -> Any:
+    """The trainer of a run on the toy data that was killed after epoch ``after``, its files left as they were."""
+    config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
+    trainer, train, valid, _ = _prepare(config)
+    if metric_falls:
+        validate = trainer._valid_epoch
+        trainer._valid_epoch = lambda *a, **k: (-float(len(trainer.train_loss_dict)), validate(*a, **k)[1])
+
+    def callback(epoch: int, score: float) -> None:
+        if epoch == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer.fit(train, valid, saved=True, callback_fn=callback)
+    return trainer
+
+
+def test_the_checkpoint_of_a_resumed_run_loads(toy: dict[str, Any]) -> None:
+    file = interrupted("GUIDER_FREEDOM", {**toy, "epochs": 3}, after=1).last_model_file
+    result = run_recbole_guider("GUIDER_FREEDOM", "toy", config_dict={**toy, "epochs": 3, "resume": file})
+    assert not Path(file).exists()
+    assert load_data_and_model(result["model_file"])[0]["resume"] is None
+
+
+def test_a_run_is_not_resumed_without_its_best_model(toy: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**toy, "epochs": 4}
+    trainer = interrupted("LightGCN", settings, after=1, metric_falls=True)
+    moved = Path(shutil.move(trainer.last_model_file, tmp_path / "elsewhere.last.pth"))
+    with pytest.raises(GuiderError, match=f"best model so far is {Path(trainer.saved_model_file).name}"):
+        run_recbole_guider("LightGCN", "toy", config_dict={**settings, "resume": str(moved)})
+    # where the best model is the latest one, nothing is missing
+    trainer = interrupted("LightGCN", settings, after=0)
+    moved = Path(shutil.move(trainer.last_model_file, tmp_path / "elsewhere.last.pth"))
+    result = run_recbole_guider("LightGCN", "toy", config_dict={**settings, "resume": str(moved)})
+    assert Path(result["model_file"]).parent == tmp_path and Path(result["model_file"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embedding_size": 8}, "embedding_size was 16 and is 8"),
+        ({"guider": {"teacher": "BPR"}}, "does not fit the model of this run"),
+        ({"resume": True}, "resume is True: there is no such checkpoint"),
+    ],
+    ids=["size", "teacher", "no file"],
+)
+def test_resuming_with_other_settings_says_which(changes: dict[str, Any], message: str, toy: dict[str, Any]) -> None:
+    settings = {**toy, "embedding_size": 16}
+    file = interrupted("GUIDER_FREEDOM", settings, after=0).last_model_file
+    with pytest.raises(GuiderError, match=message):
+        run_recbole_guider("GUIDER_FREEDOM", "toy", config_dict={**settings, "resume": file, **changes})
+
+
+def test_loading_a_model_starts_no_logging(
+    toy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(run_recbole_guider("GUIDER_FREEDOM", "toy", config_dict=toy)["model_file"]).absolute()
+    state = torch.load(file, weights_only=True)
+    state["config"]["log_wandb"] = True
+    torch.save(state, file)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    load_data_and_model(file)
+    assert {path.name for path in Path().iterdir()} <= {"log"}
