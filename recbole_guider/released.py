@@ -222,5 +222,5 @@ RELEASED = Parts(
     distiller=ReleasedDistiller,
     balance=balance,
     balances_at_matrices=False,
-    ignored=("teacher", "calibration", "dbpr", "distillation", "student_loss", "student_weighting"),
+    ignored=("teacher", "calibration", "dbpr", "distillation", "teacher_loss", "student_loss", "student_weighting"),
 )

@@ -30,9 +30,12 @@ class CalibrationSettings(Settings):
 
     method: Literal["amsc", "none"] = Field(default="amsc", description="none: every interaction counts as clean")
     modalities: Literal["all"] | list[str] = Field(default="all", description="the modalities that are compared")
-    confidence: Literal["relative", "shared"] = Field(
+    confidence: Literal["relative", "shared", "none"] = Field(
         default="relative",
-        description="how an item's own modalities are compared: by anchor items, or by plain cosine",
+        description="how an item's own modalities are compared: by anchor items, by plain cosine, or not at all",
+    )
+    weights: Literal["adaptive", "uniform"] = Field(
+        default="adaptive", description="how much each modality counts: by how well it separates, or all alike"
     )
     aggregation: Literal["mean", "topk"] = Field(
         default="mean", description="how a profile's similarities are summed up"
@@ -103,7 +106,7 @@ class DistillationSettings(Settings):
     iterations: Annotated[int, Field(ge=1)] = Field(default=20, description="Sinkhorn iterations")
     users: Annotated[int, Field(ge=2)] = Field(default=512, description="the users of a batch that are compared")
     interval: Annotated[int, Field(ge=1)] = Field(
-        default=2, description="distil in the first of every interval batches of an epoch, with that many times the weight"
+        default=2, description="distil in the first of every interval batches, with that many times the weight"
     )
     debias: bool = Field(default=False, description="subtract the two self-transport terms")
     balance: Literal["fixed", "min_norm"] = Field(default="fixed", description="by weight, or by the losses' gradients")
@@ -183,6 +186,9 @@ class GuiderSettings(Settings):
     calibration: CalibrationSettings = CalibrationSettings()
     dbpr: DBPRSettings = DBPRSettings()
     distillation: DistillationSettings = DistillationSettings()
+    teacher_loss: Literal["dbpr", "own"] = Field(
+        default="dbpr", description="the calibrated loss, or the teacher's own on what counts as clean"
+    )
     student_loss: Literal["auto", "own", "dbpr"] = Field(
         default="auto", description="the backbone's loss, or the calibrated one in place of its ranking loss; auto: "
         "the latter where the model keeps its ranking loss apart"

@@ -775,6 +775,18 @@ def test_behaviour_alone():
     np.testing.assert_array_equal(result.confidence, 1)
 
 
+def test_confidence_and_weights_can_be_left_out():
+    users, items, features, n_users, n_items = world()
+    full = run(users, items, features, n_users, n_items)
+    assert np.ptp(full.confidence) > 0 and len(set(full.modality_weights.values())) > 1
+    plain = run(users, items, features, n_users, n_items, confidence="none", weights="uniform")
+    np.testing.assert_array_equal(plain.confidence, 1)
+    assert set(plain.modality_weights.values()) == {1 / 3} and set(plain.modality_weights) == set(full.modality_weights)
+    mean = sum(plain.evidence[name] for name in plain.modality_weights) / 3
+    np.testing.assert_allclose(plain.score, mean, atol=1e-6)
+    assert (plain.score != full.score).any()
+
+
 def test_short_profiles():
     # Users with one or two items only: nothing but the prior, and no user without a clean item.
     users, items = np.array([0, 1, 1, 2, 3, 3]), np.array([0, 1, 2, 3, 4, 0])

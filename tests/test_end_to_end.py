@@ -136,6 +136,8 @@ def test_guider_block_and_guider_name_are_the_same_run(toy: dict[str, Any]) -> N
     [
         {"schedule": "pretrained"},
         {"student_loss": "dbpr"},
+        {"teacher_loss": "own", "student_loss": "own"},
+        {"calibration": {"confidence": "none", "weights": "uniform"}},
         {"dbpr": {"form": "pairwise", "gamma": 0.1, "soft": False}},
         {"dbpr": {"own_as": "ignore", "false_as": "negative", "eta": 0.5}},
         {"distillation": {"plan": "batch", "debias": True}},

@@ -414,7 +414,9 @@ def learn(
     nearest = settings.nearest and counts_are_affordable(counts.square_sum)
     evidence = Evidence(modalities, behaviour, agreement, settings, shown, nearest)
     parts, null_parts = evidence.parts(sample, observed), evidence.parts(sample, null)
-    weights = adaptive_weights({name: part[judged] for name, part in parts.items()}, null_parts)
+    weights = dict.fromkeys(parts, 1 / len(parts))
+    if settings.weights == "adaptive":
+        weights = adaptive_weights({name: part[judged] for name, part in parts.items()}, null_parts)
     if settings.learned and joined is not None:
         user_parts, by_part = learned["content"].parts, learned["content"].rows
         middle = centred(joined, counts.item_degree.astype(np.float64)).astype(np.float32)

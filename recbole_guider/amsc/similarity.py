@@ -93,12 +93,12 @@ def confidence(modalities: list[Modality], *, kind: str, anchors: int, rng: np.r
         c_i = (1 + mean over the pairs (m, m') that i has of <r_i^m, r_i^m'>) / 2.
 
     The modalities need not share a space: only similarities within each are compared. ``shared``: the cosine
-    <e_i^m, e_i^m'> in place of <r_i^m, r_i^m'>, for features of one space. Where nothing can be compared
-    (one modality, or the other one missing) c_i = 1.
+    <e_i^m, e_i^m'> in place of <r_i^m, r_i^m'>, for features of one space. ``none``: c_i = 1, which it is as well
+    where nothing can be compared (one modality, or the other one missing).
 
     Args:
         modalities: of n_items rows each.
-        kind: relative or shared.
+        kind: relative, shared or none.
         anchors: the largest number of anchor items.
 
     Returns:
@@ -110,7 +110,7 @@ def confidence(modalities: list[Modality], *, kind: str, anchors: int, rng: np.r
     n_items = len(modalities[0].present) if modalities else 0
     total, count = np.zeros(n_items), np.zeros(n_items)
     order = rng.permutation(n_items)
-    for left, right in combinations(modalities, 2):
+    for left, right in combinations(modalities if kind != "none" else [], 2):
         both = np.flatnonzero(left.present & right.present)
         if kind == "shared":
             if left.rows.shape[1] != right.rows.shape[1]:

@@ -114,7 +114,8 @@ class Guider(FactorisedRecommender):
     def teacher_learns_dbpr(self) -> bool:
         """Whether the teacher is trained on DBPR; else on its own loss."""
         scoring = self.teacher_scoring
-        return scoring is not None and self.parts.teacher_learns_dbpr and scoring.kind != ROWS
+        wanted = self.parts.teacher_learns_dbpr and self.settings.teacher_loss == "dbpr"
+        return wanted and scoring is not None and scoring.kind != ROWS
 
     @property
     def teacher_needs_negatives(self) -> bool:
@@ -145,7 +146,7 @@ class Guider(FactorisedRecommender):
                         f"{scoring.name} scores pairs: the distillation loss compares {N_CANDIDATES} items drawn for "
                         f"each batch, not the whole catalogue."
                     )
-            if not self.teacher_learns_dbpr and self.parts.teacher_learns_dbpr:
+            if self.teacher_scoring.kind == ROWS and self.parts.teacher_learns_dbpr:
                 notes.append(
                     f"{self.teacher_scoring.name} scores whole rows only: as a teacher it learns from its own loss, "
                     f"with histories weighed by the clean probability, not from DBPR."

@@ -92,6 +92,17 @@ def test_which_batches_a_student_gets(model: str, block: dict[str, Any], plain: 
     assert (trainer._student_batches(train) is train) is plain
 
 
+@pytest.mark.parametrize("teacher", ["LightGCN", "FREEDOM"])
+def test_a_teacher_on_its_own_loss_sees_what_counts_as_clean(teacher: str, toy: dict[str, Any]) -> None:
+    trainer, train, _ = prepared("GUIDER_BPR", toy, teacher=teacher, teacher_loss="own")
+    batches = trainer._teacher_batches(train)
+    assert len(batches.rows) < len(trainer.clean_probability)
+    batch = next(iter(batches))
+    assert trainer.model.NEG_ITEM_ID in batch
+    kept = trainer.model.teacher.calculate_loss(batch)
+    assert float(trainer.model.teacher_loss(batch)) == pytest.approx(float(kept), rel=1e-6)
+
+
 def test_without_noise_a_student_gets_recboles_own_batches(toy: dict[str, Any]) -> None:
     trainer, train, _ = prepared("GUIDER_BPR", toy)
     trainer.clean_probability = torch.ones_like(trainer.clean_probability)
