@@ -13,6 +13,7 @@ of ``<modality>_ids.txt`` where that file exists.
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -126,15 +127,31 @@ def _read_table(path: Path, separator: str, required: dict[str, str]) -> pd.Data
     if not path.is_file():
         raise GuiderError(f"file {path} does not exist.")
     try:
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+        # The header is read as a row: below a shorter header, pandas takes the first column as an index.
+        table = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        longer = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
+        if longer:
+            named, line, found = longer.groups()
+            raise GuiderError(
+                f"{path}, line {line} has {found} fields, but the header names {named} columns; each row needs "
+                f"one field for each column."
+            ) from error
         raise GuiderError(f"{path} cannot be read as a table ({str(error).strip()}).") from error
-    for column in required:
-        if column not in frame:
-            raise GuiderError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}.")
+    columns = table.iloc[0].tolist()
+    for column, new in required.items():
+        if column not in columns:
+            raise GuiderError(f"{path} has no column {column!r}; it has {', '.join(columns)}.")
+        if new != column and new in columns:
+            raise GuiderError(f"{path} has a column {column!r}, which is read, and a column {new!r}; remove that one.")
+    for column in (*required, "split", *_FLOATS):
+        if columns.count(column) > 1:
+            raise GuiderError(f"{path} has more than one column {column!r}; keep one of them.")
+    frame = table.iloc[1:].reset_index(drop=True)
     if frame.empty:
         raise GuiderError(f"{path} has no rows.")
-    return frame.rename(columns=required)
+    frame.columns = pd.Index([required.get(column, column) for column in columns])
+    return frame
 
 
 def _interactions(frame: pd.DataFrame, path: Path) -> pd.DataFrame:

@@ -171,6 +171,21 @@ MISTAKES = {
     "one split": (lambda s: rewrite(s, ",test,", ",valid,"), r"no row in the split 'test'"),
     "empty": (lambda s: (s / "interactions.csv").write_text("user,item\n"), "has no rows"),
     "not a table": (lambda s: (s / "interactions.csv").write_text(""), "cannot be read as a table"),
+    "long rows": (
+        lambda s: (s / "interactions.csv").write_text("user,item\n7,0,5\n8,1,3\n"),
+        r"interactions\.csv, line 2 has 3 fields, but the header names 2 columns",
+    ),
+    "a long row": (
+        lambda s: (s / "interactions.csv").write_text("user,item\n7,0\n8,1,3\n"), "line 3 has 3 fields, but the header"
+    ),
+    "commas at the ends": (
+        lambda s: (s / "interactions.csv").write_text("user,item\n7,0,\n8,1,\n"), "line 2 has 3 fields, but the header"
+    ),
+    "two items": (
+        lambda s: rewrite(s, "timestamp\n", "item_id\n"),
+        r"interactions\.csv has a column 'item', which is read, and a column 'item_id'; remove that one",
+    ),
+    "a column twice": (lambda s: rewrite(s, "timestamp\n", "rating\n"), "more than one column 'rating'"),
     "token": (lambda s: rewrite(s, "timestamp\n", "timestamp\n,3,train,1,1\n"), "line 2: user_id '' cannot be a token"),
     "missing word": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,NA,train,1,1\n"), "'NA' cannot be a token"),
     "number": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,x,1\n"), "line 2: rating 'x' is not a number"),
