@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_guider.data.features import read_array, read_ids, row_numbers
+from recbole_guider.data.features import finite_blocks, read_array, read_ids, row_numbers
 from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
@@ -166,10 +166,10 @@ def _interactions(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     for column in _FLOATS:
         if column in frame:
             numbers = pd.to_numeric(frame[column], errors="coerce")
-            wrong = frame.index[numbers.isna()]
+            wrong = frame.index[~np.isfinite(numbers)]
             if len(wrong):
                 raise GuiderError(
-                    f"{path}, line {wrong[0] + 2}: {column} {frame[column].iloc[wrong[0]]!r} is not a number."
+                    f"{path}, line {wrong[0] + 2}: {column} {frame[column].iloc[wrong[0]]!r} is not a finite number."
                 )
             kept.append(column)
     dropped = [column for column in frame.columns if column not in (*kept, "split")]
@@ -196,13 +196,17 @@ def _find_features(source: Path, items: pd.Series) -> dict[str, list[Path]]:
             raise GuiderError(f"modality {name!r}: {path} holds {array.dtype}, not numbers.")
         ids_file = source / f"{name}_ids.txt"
         if ids_file.exists():
-            ids = read_ids(ids_file, len(array), f"modality {name!r}")
-            if not np.isin(distinct, np.array(ids)).any():
+            ids = np.array(read_ids(ids_file, len(array), f"modality {name!r}"), dtype=str)
+            rows = np.flatnonzero(np.isin(ids, distinct))
+            if len(rows) == 0:
                 raise GuiderError(f"modality {name!r}: no token of {ids_file} is an item of the interactions.")
+            tokens = ids[rows]
             modalities[name] = [path, ids_file]
         else:
-            row_numbers(distinct, len(array), path, f"modality {name!r}")
+            rows, tokens = row_numbers(distinct, len(array), path, f"modality {name!r}"), distinct
             modalities[name] = [path]
+        for _ in finite_blocks(name, array, rows, tokens):
+            pass  # what a run would refuse is refused here
     return modalities
 
 

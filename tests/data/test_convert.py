@@ -188,10 +188,21 @@ MISTAKES = {
     "a column twice": (lambda s: rewrite(s, "timestamp\n", "rating\n"), "more than one column 'rating'"),
     "token": (lambda s: rewrite(s, "timestamp\n", "timestamp\n,3,train,1,1\n"), "line 2: user_id '' cannot be a token"),
     "missing word": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,NA,train,1,1\n"), "'NA' cannot be a token"),
-    "number": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,x,1\n"), "line 2: rating 'x' is not a number"),
+    "number": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,x,1\n"), "line 2: rating 'x' is not a finite"),
+    "infinite": (
+        lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,inf,1\n"), "line 2: rating 'inf' is not a finite"
+    ),
     "flat": (lambda s: np.save(s / "image_feat.npy", np.ones(33)), r"'image': .* has shape \[33\]; expected"),
     "short": (lambda s: np.save(s / "image_feat.npy", np.ones((9, 2))), r"has 9 rows, but item token 29 needs"),
     "ids": (lambda s: (s / "text_ids.txt").write_text("1\n2\n"), r"text_ids\.txt has 2 lines, but .* 4 rows"),
+    "NaN": (
+        lambda s: np.save(s / "image_feat.npy", np.where(np.arange(33)[:, None] == 7, np.nan, 1.0)),
+        "modality 'image' holds NaN or infinite values .* first in the row of item '7'",
+    ),
+    "too large": (
+        lambda s: np.save(s / "text_feat.npy", np.array([[1.0], [1.0], [1.0], [1e300]])),
+        "modality 'text' holds NaN or infinite values .* first in the row of item '12'",
+    ),
     "strangers": (lambda s: (s / "text_ids.txt").write_text("w\nx\ny\nz\n"), "no token of .*text_ids.txt is an item"),
 }
 
@@ -203,6 +214,12 @@ def test_mistakes_are_named_and_leave_nothing_behind(csv, tmp_path, mistake):
     with pytest.raises(GuiderError, match=message):
         convert(csv, tmp_path / "out", "csv")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_row_of_an_item_that_nobody_has_does_no_harm(csv, tmp_path):
+    np.save(csv / "text_feat.npy", np.array([[1.0], [1.0], [np.nan], [1.0]]))  # the third is of item 500
+    features = build_dataset(load(convert(csv, tmp_path / "out", "csv"))).item_features
+    assert np.isfinite(features["text"].values).all()
 
 
 def test_mmrec_mistakes(mmrec, tmp_path):
