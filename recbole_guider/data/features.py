@@ -264,11 +264,14 @@ def read_ids(path: Path, rows: int, what: str) -> list[str]:
     """Item tokens of a feature file's rows, one per line.
 
     Raises:
-        GuiderError: missing, not one token per row, an empty line, or a token that occurs twice.
+        GuiderError: missing, not UTF-8, not one token per row, an empty line, or a token that occurs twice.
     """
     if not path.is_file():
         raise GuiderError(f"{what}: ids file {path} does not exist.")
-    ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise GuiderError(f"{what}: ids file {path} is not UTF-8 text; save it as UTF-8.") from error
     while ids and not ids[-1]:
         ids.pop()
     if len(ids) != rows:

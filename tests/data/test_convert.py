@@ -195,6 +195,9 @@ MISTAKES = {
     "flat": (lambda s: np.save(s / "image_feat.npy", np.ones(33)), r"'image': .* has shape \[33\]; expected"),
     "short": (lambda s: np.save(s / "image_feat.npy", np.ones((9, 2))), r"has 9 rows, but item token 29 needs"),
     "ids": (lambda s: (s / "text_ids.txt").write_text("1\n2\n"), r"text_ids\.txt has 2 lines, but .* 4 rows"),
+    "encoding": (
+        lambda s: (s / "text_ids.txt").write_bytes("é\n2\n3\n4\n".encode("latin-1")), r"text_ids\.txt is not UTF-8 text"
+    ),
     "NaN": (
         lambda s: np.save(s / "image_feat.npy", np.where(np.arange(33)[:, None] == 7, np.nan, 1.0)),
         "modality 'image' holds NaN or infinite values .* first in the row of item '7'",

@@ -123,10 +123,12 @@ def test_a_bad_row_of_an_unknown_item_does_no_harm(folder, make_dataset):
 def test_missing_files_and_archives_are_named(folder, make_dataset):
     np.savez(folder / "image.npz", a=np.ones((20, 2)))
     np.save(folder / "image.npy", np.ones((20, 2)))
+    (folder / "ids.bin").write_bytes(b"\xff\xfe\x00")
     for block, message in [
         ("none.npy", r"modalities\.image: file .*none\.npy does not exist"),
         ("image.npz", "is an archive"),
         ({"file": "image.npy", "ids": "none.txt"}, r"ids file .*none\.txt does not exist"),
+        ({"file": "image.npy", "ids": "ids.bin"}, r"modalities\.image: ids file .*ids\.bin is not UTF-8 text"),
     ]:
         with pytest.raises(GuiderError, match=message):
             _ = make_dataset(modalities={"image": block}).item_features
