@@ -246,6 +246,9 @@ def test_targets_and_names(csv, tmp_path):
     convert(csv, out, "csv")
     with pytest.raises(GuiderError, match=r"out/shop already exists"):
         convert(csv, out, "csv")
+    for to in (out / "shop.yaml", out / "shop.yaml" / "further"):
+        with pytest.raises(GuiderError, match=r"out/shop\.yaml is a file; --to must be a folder"):
+            convert(csv, to, "csv")
     shutil.rmtree(out / "shop")
     with pytest.raises(GuiderError, match=r"out/shop\.yaml already exists"):
         convert(csv, out, "csv")
