@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from recbole.config import Config
 from recbole.model.general_recommender import BPR, LightGCN
 
 import recbole_guider.config as config_module
+from recbole_guider.command_lines import run_command, split_files
 from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import GuiderSettings, NoiseSettings
@@ -538,3 +540,38 @@ def test_a_configuration_can_be_pickled_and_copied(model):
 
 def test_it_prints_its_block():
     assert "Guider Hyper Parameters" in str(make(guider=True))
+
+
+# -- property files on a command line -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "files"),
+    [
+        (None, []),
+        ("", []),
+        ("a.yaml  b.yaml\tc.yaml", ["a.yaml", "b.yaml", "c.yaml"]),
+        ("o'neil/a.yaml o'neil/b.yaml", ["o'neil/a.yaml", "o'neil/b.yaml"]),
+        ("c:\\mine.yaml", ["c:\\mine.yaml"]),
+        ("'x y/a.yaml' b.yaml \"it's c.yaml\"", ["x y/a.yaml", "b.yaml", "it's c.yaml"]),
+        ("'c:\\x y\\mine.yaml' #b.yaml", ["c:\\x y\\mine.yaml", "#b.yaml"]),
+    ],
+)
+def test_property_files_are_separated_by_spaces_outside_quotes(text, files):
+    assert split_files(text) == files
+
+
+def test_a_quotation_mark_that_is_not_closed():
+    with pytest.raises(GuiderError, match=r"--config_files is b\.yaml 'x y\.yaml: a quotation mark is not closed"):
+        split_files("b.yaml 'x y.yaml")
+
+
+@pytest.mark.parametrize("file", ["data/a.yaml", "x y/a.yaml", "it's", "$x `y`!", 'a "b" \\', "c\\ d", "é"])
+@pytest.mark.parametrize("name", ["toy", "a b", "it's"])
+def test_a_printed_command_names_what_it_was_made_for(file, name):
+    command = run_command("recbole-guider run", file, name)
+    program, run, dataset, files = shlex.split(command)
+    assert (program, run, dataset) == ("recbole-guider", "run", f"--dataset={name}")
+    assert split_files(files.removeprefix("--config_files=")) == [file]
+    if (file, name) == ("data/a.yaml", "toy"):
+        assert command == "recbole-guider run --dataset=toy --config_files=data/a.yaml"

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from recbole_guider.command_lines import run_command
 from recbole_guider.data.features import finite_blocks, read_array, read_ids, row_numbers
 from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.errors import GuiderError
@@ -254,7 +255,7 @@ def _settings(name: str, to: Path, read: _Source) -> str:
     )
     sections.append(("", {"eval_mask": "mmrec", "stopping_step": 20}))
     lines = [f"# Data set {name}, made by `recbole-guider convert`."]
-    lines += [f"# Run: run_recbole_guider.py --dataset={name} --config_files={to / (name + '.yaml')}"]
+    lines += [f"# Run: {run_command('run_recbole_guider.py', to / (name + '.yaml'), name)}"]
     for comment, block in sections:
         lines += [f"\n# {comment}"] if comment else []
         for key, value in block.items():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from recbole.utils import get_model, get_trainer
 
+from recbole_guider.cli import main, run_script
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.convert import convert
 from recbole_guider.data.dataset import build_dataset, prepare_data
@@ -129,6 +131,16 @@ def test_recbole_trains_on_the_result_from_another_folder(csv, tmp_path, monkeyp
     trainer = get_trainer(config["MODEL_TYPE"], "BPR")(config, get_model("BPR")(config, train._dataset))
     trainer.fit(train, valid, saved=False, verbose=False)
     assert 0 < trainer.evaluate(test, load_best_model=False)["recall@20"] <= 1
+
+
+def test_the_printed_command_runs_as_it_stands(csv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "--from=csv", str(csv), "--to=x y", "--name=t t"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("run it: ")
+    assert f"# Run: {command}" in (tmp_path / "x y" / "t t.yaml").read_text().splitlines()
+    script, *arguments = shlex.split(command)
+    assert script == "run_recbole_guider.py"
+    assert run_script([*arguments, "--model=BPR", "--epochs=1", "--state=ERROR", "--show_progress=False"]) == 0
 
 
 def test_content_that_a_known_data_set_lacks_here_is_taken_out(mmrec, tmp_path):
