@@ -249,6 +249,14 @@ def test_mistakes_are_named(keywords, message):
         ("a: 1\nb: [1, 2\nc: 3\n", r"file\.yaml, line 3 is not valid YAML"),
         ("- 1\n- 2\n", r"file\.yaml holds a list: it must be `key: value` lines"),
         ("word\n", r"file\.yaml holds a str"),
+        (
+            "guider: {schedule: joint}\nknn_k: 3\nguider:\n  dbpr: {eta: 0.3}\n",
+            r"file\.yaml, line 3 is not valid YAML: the key 'guider' is here a second time, after line 1",
+        ),
+        (
+            "guider:\n  dbpr:\n    eta: 0.1\n    gamma: 0.2\n    \"eta\": 0.3\n",
+            r"file\.yaml, line 5 is not valid YAML: the key 'eta' is here a second time, after line 3",
+        ),
     ],
 )
 def test_a_bad_file_is_named(text, message, tmp_path):
@@ -264,6 +272,13 @@ def test_an_empty_file_and_exponents_are_fine(tmp_path):
         "b": -200000.0,
         "c": 0.5,
         "d": "1e",
+    }
+
+
+def test_merged_keys_are_not_there_twice(tmp_path):
+    text = "base: &base {x: 1}\nouter: {a: &a {<<: *base, x: 2}}\nother: {<<: *a, x: 3}\nlist: [{x: 1}, {x: 2}]\n"
+    assert read_yaml(write(tmp_path / "a.yaml", text)) == {
+        "base": {"x": 1}, "outer": {"a": {"x": 2}}, "other": {"x": 3}, "list": [{"x": 1}, {"x": 2}]
     }
 
 
