@@ -423,11 +423,16 @@ def _from_columns(name: str, block: Mapping[str, Any], tokens: np.ndarray, confi
     if id_field not in types:
         raise GuiderError(f"{what}: {path} has no column {id_field!r}, the item id; it has {', '.join(types)}.")
     columns: list[str] = block["columns"]
+    content = [column for column in types if column != id_field]
     for column in columns:
-        if column not in types or column == id_field:
+        if column == id_field:
             raise GuiderError(
-                f"{what}: {path} has no column {column!r}{_nearest(column, types)}; "
-                f"it has {', '.join(c for c in types if c != id_field)}."
+                f"{what}.columns names {column!r}, the item id, which is no content; "
+                f"{path} has {', '.join(content) or 'no other columns'}."
+            )
+        if column not in types:
+            raise GuiderError(
+                f"{what}: {path} has no column {column!r}{_nearest(column, content)}; it has {', '.join(content)}."
             )
     # Only items of the catalogue: what the encoders learn does not depend on items that nobody sees.
     index = pd.Series(np.arange(len(tokens)), index=pd.Index(tokens.astype(str)))

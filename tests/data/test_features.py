@@ -245,6 +245,7 @@ def test_many_distinct_tokens_are_text(folder, make_dataset):
     "block, message",
     [
         ({"columns": ["titel"]}, r"no column 'titel'; did you mean 'title'\?; it has title, year, genre"),
+        ({"columns": ["item_id"]}, r"columns names 'item_id', the item id, which is no content; .* has title"),
         ({"columns": ["title"], "encoder": "tfidf"}, r"'tfidf' does not exist; did you mean 'tfidf_svd'\?; allowed"),
         ({"columns": ["title"], "encoder": "numeric"}, r"column 'title' .* is not a number, so numeric cannot encode"),
         ({"columns": ["genre"], "encoder": "numeric"}, r"column 'genre' .* holds .*, so numeric cannot encode"),
