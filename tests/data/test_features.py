@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from recbole.data.dataset import Dataset
 
+from recbole_guider.calibration import calibrate_dataset
 from recbole_guider.data.dataset import GuiderDataset
 from recbole_guider.data.features import ItemFeatures, modality_blocks, require_content
 from recbole_guider.errors import GuiderError
@@ -353,3 +354,12 @@ def test_no_content_says_what_to_add(make_config, folder):
     with pytest.raises(GuiderError, match="has no content"):
         require_content(make_config(guider=guider), {}, behaviour_suffices=False)
     require_content(make_config(), {"image": object()})
+
+
+def test_content_that_the_calibration_leaves_out_is_not_called_missing(make_config, folder):
+    np.save(folder / "image.npy", np.eye(N_ITEMS))
+    guider = {"calibration": {"behaviour": False, "modalities": []}}
+    config = make_config(modalities={"image": "image.npy"}, guider=guider)
+    message = r"calibration\.modalities is empty and .*behaviour is false, .* name modalities of .* \(image\)"
+    with pytest.raises(GuiderError, match=message):
+        calibrate_dataset(config, GuiderDataset(config).build()[0])
