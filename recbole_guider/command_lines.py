@@ -34,9 +34,14 @@ def run_command(program: str, file: str | os.PathLike[str], dataset: str | None 
         file: the property file.
         dataset: name of the data set, where the file does not say it.
     """
+    words = [program, *([] if dataset is None else [f"--dataset={shlex.quote(dataset)}"]), files_argument(file)]
+    return " ".join(words)
+
+
+def files_argument(file: str | os.PathLike[str]) -> str:
+    """``--config_files=`` with a file, to be pasted into a shell."""
     # quoted twice: once for split_files, once for the shell
     name = shlex.quote(str(file))
     if name != str(file):
         name = shlex.quote(name) if re.search(r'["$`\\!]', name) else f'"{name}"'
-    words = [program, *([] if dataset is None else [f"--dataset={shlex.quote(dataset)}"]), f"--config_files={name}"]
-    return " ".join(words)
+    return f"--config_files={name}"

@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -25,6 +25,7 @@ from recbole.data.interaction import Interaction, cat_interactions
 from recbole.utils import FeatureType, ModelType
 from recbole.utils.argument_list import dataset_arguments
 
+from recbole_guider.command_lines import files_argument
 from recbole_guider.data.features import ItemFeatures, load_item_features, modality_files
 from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
 from recbole_guider.errors import GuiderError
@@ -212,14 +213,15 @@ def build_dataset(config: Any) -> Dataset:
     it is not even opened. (RecBole itself compares its own settings only.)
 
     Raises:
-        GuiderError: interaction noise for a model that is not a general recommender.
+        GuiderError: a folder or file that does not exist, a wrong value in a file, a column that no file has, or
+            interaction noise for a model that is not a general recommender.
     """
     if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
         noise = noise_of(config)
         for key in ("interactions", "deleted"):
             if getattr(noise, key) > 0:
                 raise GuiderError(f"noise.{key} needs a general recommender, which {config['model']} is not.")
-        return create_dataset(config)
+        return _read(config, create_dataset)
     file = _dataset_file(config)
     if _is_current(file, dataset_fingerprint(config)):
         with open(file, "rb") as stream:
@@ -227,18 +229,46 @@ def build_dataset(config: Any) -> Dataset:
         dataset.config = config
         getLogger().info(f"Loaded the filtered dataset from [{file}]")
         return dataset
-    try:
-        dataset = GuiderDataset(config)
-    except ValueError as error:
-        if Path(config["data_path"]).is_dir():
-            raise
-        raise GuiderError(
-            f"there is no folder {config['data_path']} with the data set {config['dataset']!r}: set data_path, or make "
-            f"one with recbole-guider convert."
-        ) from error
+    dataset = _read(config, GuiderDataset)
     if config["save_dataset"]:
         dataset.save()
     return dataset
+
+
+def _read(config: Any, make: Callable[[Any], Dataset]) -> Dataset:
+    try:
+        return make(config)
+    except GuiderError:
+        raise
+    except ValueError as error:
+        missing = _missing_file(config)
+        if missing is None:
+            raise
+        raise GuiderError(missing) from error
+
+
+def _missing_file(config: Any) -> str | None:
+    """What to say of the first file that the configuration names and that does not exist."""
+    folder, name, parts = Path(config["data_path"]), config["dataset"], config["benchmark_filename"]
+    if not folder.is_dir():
+        return (
+            f"there is no folder {folder} with the data set {name!r}: set data_path, or make one with "
+            f"recbole-guider convert."
+        )
+    if parts is None and not (folder / f"{name}.inter").is_file():
+        settings = folder.parent / f"{name}.yaml"
+        hint = "set data_path, or benchmark_filename where the splits are files of their own"
+        if settings.is_file():
+            hint = f"give the settings of this data set, {files_argument(settings)}"
+        return f"there is no file {folder / f'{name}.inter'} with the interactions: {hint}."
+    for key, values, ending in (
+        ("benchmark_filename", parts, ".inter"), ("additional_feat_suffix", config["additional_feat_suffix"], "")
+    ):
+        for value in values or []:
+            file = folder / f"{name}.{value}{ending}"
+            if not file.is_file():
+                return f"{key} names {value!r}, but there is no file {file}."
+    return None
 
 
 def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:

@@ -253,3 +253,23 @@ def test_saved_loaders_are_used_only_for_the_same_noise(make_config, folder):
     assert pairs_of(prepare_data(config, build_dataset(config))[0]._dataset) == pairs_of(train._dataset)
     config = make_config()
     assert len(prepare_data(config, build_dataset(config))[0]._dataset) < n
+
+
+# --- mistakes ---
+
+
+def test_missing_files_are_named(make_config, folder, tmp_path):
+    for model in ("BPR", "GRU4Rec"):
+        settings = {"model": model, "train_neg_sample_args": None} if model == "GRU4Rec" else {"model": model}
+        with pytest.raises(GuiderError, match=r"additional_feat_suffix names 'sound', .* no file .*toy\.sound\."):
+            build_dataset(make_config(additional_feat_suffix=["sound"], **settings))
+        with pytest.raises(GuiderError, match=r"benchmark_filename names 'train', .* no file .*toy\.train\.inter\."):
+            build_dataset(make_config(benchmark_filename=["train"], **settings))
+    with pytest.raises(GuiderError, match=r"no folder .*toi with the data set 'toi': set data_path"):
+        build_dataset(make_config("toi"))
+    (folder / "toy.inter").unlink()
+    with pytest.raises(GuiderError, match=r"no file .*toy\.inter with the interactions: set data_path"):
+        build_dataset(make_config())
+    (tmp_path / "toy.yaml").write_text("")
+    with pytest.raises(GuiderError, match=r"give the settings of this data set, --config_files=.*/toy\.yaml\."):
+        build_dataset(make_config())
