@@ -54,6 +54,15 @@ class GuiderDataset(Dataset):
         self._injected_keys = np.zeros(0, dtype=np.int64)
         self.deleted_pairs = np.zeros((2, 0), dtype=np.int64)
 
+    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
+        try:
+            return super()._load_feat(filepath, source)
+        except ValueError as error:
+            problem = _unreadable(filepath, self.config, self._get_load_and_unload_col(source))
+            if problem is None:
+                raise
+            raise GuiderError(problem) from error
+
     def _remap_ID_all(self) -> None:
         """Drop feature rows of unknown items before they get an id, and keep the raw values.
 
@@ -269,6 +278,43 @@ def _missing_file(config: Any) -> str | None:
             if not file.is_file():
                 return f"{key} names {value!r}, but there is no file {file}."
     return None
+
+
+def _unreadable(file: str, config: Any, loaded: tuple[Any, Any]) -> str | None:
+    """What is wrong with an atomic file that RecBole could not read, or None where nothing is found.
+
+    Args:
+        file: its path.
+        config: a RecBole ``Config``.
+        loaded: the columns to load and those to leave out; None stands for all and for none.
+    """
+    try:
+        # as RecBole reads it: the same words are missing values
+        frame = pd.read_csv(
+            file, sep=config["field_separator"], encoding=config["encoding"], dtype=str, engine="python"
+        )
+    except ValueError as error:  # no table, or another encoding
+        return f"{file} cannot be read as a table ({error})."
+    types = [kind.value for kind in FeatureType]
+    for position, head in enumerate(frame.columns):
+        column, _, kind = str(head).partition(":")
+        if kind not in types:
+            return f"{file}: the column {head!r} has no type; write {column}:<type> with one of {', '.join(types)}."
+        if not kind.startswith("float") or (loaded[0] and column not in loaded[0]) or column in (loaded[1] or ()):
+            continue
+        for row, text in frame.iloc[:, position].dropna().items():
+            for part in text.split(config["seq_separator"]) if kind.endswith("seq") else [text]:
+                if part and not _is_number(part):
+                    return f"{file}, line {row + 2}: the column {column!r} holds {part!r}, which is not a number."
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:

@@ -343,6 +343,21 @@ def test_atomic_mistakes_are_named(folder, make_dataset):
         _ = make_dataset(**ATOMIC, modalities={"text": "text.npy"}).item_features
 
 
+@pytest.mark.parametrize("values", ["float_seq", "float"])
+def test_a_word_among_the_numbers_of_an_atomic_file_is_named(folder, make_dataset, values):
+    lines = [f"image_item:token\tx:float\tv:{values}", "0\t1\t2", "1\tNA\tNA", "2\t1\t"]
+    (folder / "toy.image").write_text("\n".join([*lines, "3\tw\t4"]) + "\n")
+    settings = {"additional_feat_suffix": ["image"], "alias_of_item_id": ["image_item"]}
+    load = {"inter": ["user_id", "item_id"], "image": ["image_item", "v"]}
+    make_dataset(**settings, load_col=load)  # x is not loaded
+    (folder / "toy.image").write_text("\n".join([*lines, "3\tw\tword"]) + "\n")
+    with pytest.raises(GuiderError, match=r"toy\.image, line 5: the column 'v' holds 'word', which is not a number"):
+        make_dataset(**settings, load_col=load)
+    (folder / "toy.image").write_text("image_item\tv\n0\t1\n")
+    with pytest.raises(GuiderError, match=r"toy\.image: the column 'image_item' has no type; write image_item:<type>"):
+        make_dataset(**settings, load_col=load)
+
+
 # --- no content ---
 
 
