@@ -22,7 +22,7 @@ import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction, cat_interactions
-from recbole.utils import FeatureType, ModelType
+from recbole.utils import FeatureSource, FeatureType, ModelType
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_guider.command_lines import files_argument
@@ -56,12 +56,64 @@ class GuiderDataset(Dataset):
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         try:
-            return super()._load_feat(filepath, source)
+            feat = super()._load_feat(filepath, source)
         except ValueError as error:
             problem = _unreadable(filepath, self.config, self._get_load_and_unload_col(source))
             if problem is None:
                 raise
             raise GuiderError(problem) from error
+        if feat is None and source == FeatureSource.INTERACTION:
+            raise GuiderError(
+                f"load_col loads no column of {filepath}; add `inter: [{self.uid_field}, {self.iid_field}]` to it."
+            )
+        return feat
+
+    def _init_alias(self) -> None:
+        super()._init_alias()
+        # RecBole would fail later, with the bare name of a column or without any
+        for key, field in (("USER_ID_FIELD", self.uid_field), ("ITEM_ID_FIELD", self.iid_field)):
+            if field is not None and field not in self.inter_feat:
+                raise GuiderError(self._why_not_loaded(field, key))
+        for alias, fields in self.alias.items():
+            for field in fields:
+                if field not in self.field2type:
+                    raise GuiderError(
+                        f"alias_of_{alias} names {str(field)!r}, but no loaded file has that column; "
+                        f"check load_col, which must name the suffix of its file (e.g. `image: '*'`)."
+                    )
+        for suffix in self.config["additional_feat_suffix"] or []:
+            feat = getattr(self, f"{suffix}_feat")
+            self._check_additional(suffix, [] if feat is None else list(feat))
+
+    def _why_not_loaded(self, field: str, key: str) -> str:
+        parts = self.benchmark_filename_list
+        name = f"{self.dataset_name}.inter" if parts is None else f"{self.dataset_name}.{parts[0]}.inter"
+        file = Path(self.dataset_path) / name
+        with open(file, encoding=self.config["encoding"]) as stream:
+            heads = stream.readline().rstrip("\n").split(self.config["field_separator"])
+        columns = [head.partition(":")[0] for head in heads]
+        if field in columns:
+            return f"the column {field!r} of {file}, which {key} names, is not loaded: add it to load_col.inter."
+        return f"{file} has no column {field!r}, which {key} names; it has {', '.join(columns)}."
+
+    def _check_additional(self, suffix: str, fields: list[str]) -> None:
+        """RecBole gives ids only to those tokens of an additional file that are known as users' or items'."""
+        known = {*self.alias["user_id"], *self.alias["item_id"]}
+        types = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+        tokens = [field for field in fields if self.field2type.get(field) in types]
+        unknown = [field for field in tokens if field not in known]
+        if not unknown:
+            return
+        file = f"{self.dataset_name}.{suffix}"
+        if len(unknown) == len(tokens):
+            raise GuiderError(
+                f"additional_feat_suffix {suffix!r}: no setting says which column of {file} is the item id; "
+                f"set `alias_of_item_id: [{unknown[0]}]` (of users: alias_of_user_id)."
+            )
+        raise GuiderError(
+            f"additional_feat_suffix {suffix!r}: the column {unknown[0]!r} of {file} holds tokens that are no ids; "
+            f"leave it out with load_col."
+        )
 
     def _remap_ID_all(self) -> None:
         """Drop feature rows of unknown items before they get an id, and keep the raw values.
@@ -69,12 +121,6 @@ class GuiderDataset(Dataset):
         Raw, because RecBole normalises float columns later on (``normalize_all`` is its default).
         """
         item_fields = list(self.alias["item_id"])
-        for field in item_fields:
-            if field not in self.field2type:  # RecBole would fail with the bare name
-                raise GuiderError(
-                    f"alias_of_item_id names {str(field)!r}, but no loaded file has that column; "
-                    f"check load_col, which must name the suffix of its file (e.g. `image: '*'`)."
-                )
         sources = {}
         for suffix in self.config["additional_feat_suffix"] or []:
             feat = getattr(self, f"{suffix}_feat")

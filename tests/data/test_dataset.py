@@ -273,3 +273,20 @@ def test_missing_files_are_named(make_config, folder, tmp_path):
     (tmp_path / "toy.yaml").write_text("")
     with pytest.raises(GuiderError, match=r"give the settings of this data set, --config_files=.*/toy\.yaml\."):
         build_dataset(make_config())
+
+
+@pytest.mark.parametrize("split", ["ratio", "benchmark"])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"load_col": {"inter": ["user_id", "item"]}}, r"column 'item_id' of .*\.inter, which ITEM_ID_FIELD names, is"),
+        ({"load_col": {"inter": ["user", "item_id"]}}, r"'user_id' .*, is not loaded: add it to load_col\.inter"),
+        ({"ITEM_ID_FIELD": "iid"}, r"\.inter has no column 'iid', which ITEM_ID_FIELD names; it has user_id, item_id"),
+        ({"USER_ID_FIELD": "uid"}, r"\.inter has no column 'uid', which USER_ID_FIELD names"),
+        ({"load_col": {"item": "*"}}, r"loads no column of .*\.inter; add `inter: \[user_id, item_id\]` to it"),
+        ({"alias_of_user_id": ["friend"]}, "alias_of_user_id names 'friend', but no loaded file has that column"),
+    ],
+)
+def test_id_columns_that_are_not_there_are_named(make_config, folder, split, settings, message):
+    with pytest.raises(GuiderError, match=message):
+        build_dataset(make_config(**settings, **(benchmark(folder) if split == "benchmark" else {})))

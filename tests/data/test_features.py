@@ -358,6 +358,22 @@ def test_a_word_among_the_numbers_of_an_atomic_file_is_named(folder, make_datase
         make_dataset(**settings, load_col=load)
 
 
+def test_tokens_of_atomic_files_must_be_known_as_ids(folder, make_config, make_dataset):
+    (folder / "toy.image").write_text("image_item:token\tkind:token\tv:float\n0\ta\t1\n1\tb\t2\n")
+    everything = {
+        "additional_feat_suffix": ["image"],
+        "load_col": {"inter": ["user_id", "item_id"], "image": ["image_item", "kind", "v"]},
+    }
+    for settings, message in [
+        (everything, r"'image': no setting says which .* of toy\.image .*; set `alias_of_item_id: \[image_item\]`"),
+        ({**everything, "alias_of_item_id": ["image_item"]}, "the column 'kind' of toy.image holds tokens that are no"),
+    ]:
+        with pytest.raises(TypeError):
+            Dataset(make_config(**settings)).build()
+        with pytest.raises(GuiderError, match=message):
+            make_dataset(**settings)
+
+
 # --- no content ---
 
 
