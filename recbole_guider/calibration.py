@@ -51,6 +51,12 @@ def calibrate_dataset(
             )
         features = {name: features[name] for name in wanted}
     if settings.calibration.method != "none":
+        if not wanted and not settings.calibration.behaviour:
+            raise GuiderError(
+                "guider.calibration.modalities is empty and guider.calibration.behaviour is false, which leaves "
+                "nothing to compare items by: set behaviour to true, or name modalities of this data set "
+                f"({', '.join(dataset.item_features) or 'it has none'})."
+            )
         require_content(config, features)
     # RecBole's ids start at 1, row 0 is padding
     users = dataset.inter_feat[dataset.uid_field].numpy() - 1

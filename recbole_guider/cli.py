@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL, __version__
+from recbole_guider.command_lines import run_command, split_files
 from recbole_guider.errors import GuiderError, ProcessFailed
+
+_FILES_HELP = "property files, separated by spaces (a name with spaces: in quotes of its own)"
 
 
 class Command(NamedTuple):
@@ -85,7 +89,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """RecBole's own flags, with this package's defaults."""
     parser.add_argument("--model", "-m", default=None, help=f"name of the model (default: {DEFAULT_MODEL})")
     parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
-    parser.add_argument("--config_files", default=None, help="property files, separated by spaces")
+    parser.add_argument("--config_files", default=None, help=_FILES_HELP)
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines (default: nproc)")
     parser.add_argument("--ip", default="localhost", help="the machine of process 0, for several machines")
@@ -102,7 +106,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
     run_from_command_line(
         arguments.model,
         arguments.dataset,
-        arguments.config_files.split() if arguments.config_files else None,
+        split_files(arguments.config_files) or None,
         rest,
         Processes(arguments.nproc, arguments.world_size, arguments.ip, arguments.port, arguments.group_offset),
     )
@@ -114,7 +118,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", default=None, help=f"name of the model (default: {DEFAULT_MODEL})")
     parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
-    parser.add_argument("--config_files", default=None, help="property files, separated by spaces")
+    parser.add_argument("--config_files", default=None, help=_FILES_HELP)
     parser.add_argument("--epochs", type=int, help="epochs of a full training (default: the model's setting)")
     parser.add_argument("--out", required=True, help="the folder to write the sweep into")
     search = parser.add_argument_group("what is searched, and how")
@@ -145,11 +149,11 @@ def _tune(arguments: argparse.Namespace, rest: list[str]) -> None:
     try:
         result = tune_guider(
             **given,
-            config_file_list=files.split() if files else None,
+            config_file_list=split_files(files) or None,
             command_line=[*([] if epochs is None else [f"--epochs={epochs}"]), *rest],
         )
     except KeyboardInterrupt:
-        print(f"go on with it:  recbole-guider tune --out={arguments.out} --resume", file=sys.stderr)
+        print(f"go on with it:  recbole-guider tune --out={shlex.quote(arguments.out)} --resume", file=sys.stderr)
         raise
     if result["best_trial"] is None:
         raise GuiderError("no trial was evaluated: trials.csv has the message of each.")
@@ -171,7 +175,7 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     written = convert(arguments.source, arguments.to, arguments.kind, arguments.name)
     print(f"wrote the folder {written.with_suffix('')} and {written}")
-    print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")
+    print(f"run it: {run_command('run_recbole_guider.py', written, written.stem)}")
 
 
 # -- models -------------------------------------------------------------------------------------------------------
@@ -200,7 +204,7 @@ def _models(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
-    parser.add_argument("--config_files", default=None, help="property files, separated by spaces")
+    parser.add_argument("--config_files", default=None, help=_FILES_HELP)
     parser.add_argument("--to", required=True, help="the folder to write <name>/ and <name>.yaml into")
     parser.add_argument("--name", help="the noisy copy's name (default: <dataset>-noisy)")
 
@@ -208,10 +212,10 @@ def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
 def _noise(arguments: argparse.Namespace, rest: list[str]) -> None:
     from recbole_guider.data.noisy_copy import write_noisy_copy
 
-    files = arguments.config_files.split() if arguments.config_files else []
+    files = split_files(arguments.config_files)
     written = write_noisy_copy(arguments.dataset, files, rest, arguments.to, arguments.name)
     print(f"wrote the folder {written.with_suffix('')} and {written}")
-    print(f"run it: run_recbole_guider.py --dataset={written.stem} --config_files={written}")
+    print(f"run it: {run_command('run_recbole_guider.py', written, written.stem)}")
 
 
 # -- benchmark ----------------------------------------------------------------------------------------------------
@@ -262,7 +266,7 @@ def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--item", default="item", help="the column of the items (default: item)")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
     parser.add_argument("--buckets", type=int, help="pieces of the log (default: as many as keep them small)")
-    parser.add_argument("--config_files", default=None, help="property files with a guider block, separated by spaces")
+    parser.add_argument("--config_files", default=None, help=f"with a guider block: {_FILES_HELP}")
     parser.add_argument("--address", help="a running Ray cluster, e.g. auto (default: this machine)")
 
 

@@ -482,7 +482,8 @@ def is_our_run(
     try:
         found: dict[str, Any] = {}
         for file in config_file_list or []:
-            found = merge(found, read_yaml(file))
+            # GuiderConfig refuses a key that is there twice; RecBole's own runs keep to RecBole's reading
+            found = merge(found, read_yaml(file, unique_keys=False))
         given = dict(config_dict or {})
         typed = [argument[2:].partition("=") for argument in sys.argv[1:] if argument.startswith("--")]
         for source in (given, {key: value for key, separator, value in typed if separator}):

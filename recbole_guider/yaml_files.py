@@ -28,6 +28,25 @@ YamlLoader.add_implicit_resolver(
 )
 
 
+class _FileLoader(YamlLoader):
+    """Refuses a key that a mapping has twice, of which YAML's own loaders keep the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # here and not where the mapping is made: by then, what it merges in with << is among its keys
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            same = (key.tag, key.value)
+            if same in lines:
+                raise yaml.composer.ComposerError(
+                    None, None, f"the key {key.value!r} is here a second time, after line {lines[same]}", key.start_mark
+                )
+            lines[same] = key.start_mark.line + 1
+        return node
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes what :class:`YamlLoader` reads back: a text that looks like a number to it is quoted."""
 
@@ -38,15 +57,20 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.yaml_implicit_resolvers = {key: list(rules) for key, rules in YamlLoader.yaml_implicit_resolvers.items()}
 
 
-def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
+def read_yaml(file: str | os.PathLike[str], *, unique_keys: bool = True) -> dict[str, Any]:
     """The mapping in a YAML file, read safely; an empty file is an empty mapping.
+
+    Args:
+        file: the file.
+        unique_keys: refuse a key that is there twice in one mapping; else the last wins, as in RecBole.
 
     Raises:
         GuiderError: the file is missing, is no text or no YAML (the message has the line), or holds no
             mapping.
     """
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=YamlLoader)
+        loader = _FileLoader if unique_keys else YamlLoader
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=loader)
     except FileNotFoundError:
         raise GuiderError(f"configuration file {file} does not exist.") from None
     except OSError as error:

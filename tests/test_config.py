@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from recbole.config import Config
 from recbole.model.general_recommender import BPR, LightGCN
 
 import recbole_guider.config as config_module
+from recbole_guider.command_lines import run_command, split_files
 from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import GuiderSettings, NoiseSettings
@@ -247,6 +249,14 @@ def test_mistakes_are_named(keywords, message):
         ("a: 1\nb: [1, 2\nc: 3\n", r"file\.yaml, line 3 is not valid YAML"),
         ("- 1\n- 2\n", r"file\.yaml holds a list: it must be `key: value` lines"),
         ("word\n", r"file\.yaml holds a str"),
+        (
+            "guider: {schedule: joint}\nknn_k: 3\nguider:\n  dbpr: {eta: 0.3}\n",
+            r"file\.yaml, line 3 is not valid YAML: the key 'guider' is here a second time, after line 1",
+        ),
+        (
+            "guider:\n  dbpr:\n    eta: 0.1\n    gamma: 0.2\n    \"eta\": 0.3\n",
+            r"file\.yaml, line 5 is not valid YAML: the key 'eta' is here a second time, after line 3",
+        ),
     ],
 )
 def test_a_bad_file_is_named(text, message, tmp_path):
@@ -262,6 +272,13 @@ def test_an_empty_file_and_exponents_are_fine(tmp_path):
         "b": -200000.0,
         "c": 0.5,
         "d": "1e",
+    }
+
+
+def test_merged_keys_are_not_there_twice(tmp_path):
+    text = "base: &base {x: 1}\nouter: {a: &a {<<: *base, x: 2}}\nother: {<<: *a, x: 3}\nlist: [{x: 1}, {x: 2}]\n"
+    assert read_yaml(write(tmp_path / "a.yaml", text)) == {
+        "base": {"x": 1}, "outer": {"a": {"x": 2}}, "other": {"x": 3}, "list": [{"x": 1}, {"x": 2}]
     }
 
 
@@ -538,3 +555,38 @@ def test_a_configuration_can_be_pickled_and_copied(model):
 
 def test_it_prints_its_block():
     assert "Guider Hyper Parameters" in str(make(guider=True))
+
+
+# -- property files on a command line -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "files"),
+    [
+        (None, []),
+        ("", []),
+        ("a.yaml  b.yaml\tc.yaml", ["a.yaml", "b.yaml", "c.yaml"]),
+        ("o'neil/a.yaml o'neil/b.yaml", ["o'neil/a.yaml", "o'neil/b.yaml"]),
+        ("c:\\mine.yaml", ["c:\\mine.yaml"]),
+        ("'x y/a.yaml' b.yaml \"it's c.yaml\"", ["x y/a.yaml", "b.yaml", "it's c.yaml"]),
+        ("'c:\\x y\\mine.yaml' #b.yaml", ["c:\\x y\\mine.yaml", "#b.yaml"]),
+    ],
+)
+def test_property_files_are_separated_by_spaces_outside_quotes(text, files):
+    assert split_files(text) == files
+
+
+def test_a_quotation_mark_that_is_not_closed():
+    with pytest.raises(GuiderError, match=r"--config_files is b\.yaml 'x y\.yaml: a quotation mark is not closed"):
+        split_files("b.yaml 'x y.yaml")
+
+
+@pytest.mark.parametrize("file", ["data/a.yaml", "x y/a.yaml", "it's", "$x `y`!", 'a "b" \\', "c\\ d", "é"])
+@pytest.mark.parametrize("name", ["toy", "a b", "it's"])
+def test_a_printed_command_names_what_it_was_made_for(file, name):
+    command = run_command("recbole-guider run", file, name)
+    program, run, dataset, files = shlex.split(command)
+    assert (program, run, dataset) == ("recbole-guider", "run", f"--dataset={name}")
+    assert split_files(files.removeprefix("--config_files=")) == [file]
+    if (file, name) == ("data/a.yaml", "toy"):
+        assert command == "recbole-guider run --dataset=toy --config_files=data/a.yaml"

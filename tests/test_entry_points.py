@@ -27,6 +27,7 @@ from recbole_guider import run_recbole_guider
 from recbole_guider.checkpoint import PlainCheckpoints
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import GuiderDataset
+from recbole_guider.errors import GuiderError
 from recbole_guider.model.freedom import FREEDOM
 from recbole_guider.model.guider import Guider
 from recbole_guider.trainer import GuiderTrainer
@@ -88,6 +89,14 @@ def test_objective_function_runs_a_trial(toy: dict[str, Any], tmp_path: Path) ->
     file.write_text(yaml.safe_dump({**toy, "model": "GUIDER_BPR", "dataset": "toy", "guider": QUICK}))
     result = objective_function({"learning_rate": 0.02}, [str(file)])
     assert result["model"] == "GUIDER_BPR" and result["best_valid_score"] == result["best_valid_result"]["recall@5"]
+
+
+def test_a_key_twice_in_a_file_is_refused_in_our_runs_only(toy: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"epochs: 1\nepochs: 2\ndata_path: {toy['data_path']}\n")
+    assert type(Config("BPR", "toy", [str(file)])) is Config
+    with pytest.raises(GuiderError, match="line 2 .* the key 'epochs' is here a second time, after line 1"):
+        Config("GUIDER_BPR", "toy", [str(file)])
 
 
 @pytest.mark.parametrize("extra", [{}, {"guider": False}, {"guider": None}])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_guider.command_lines import split_files
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import CalibrationSettings, GuiderSettings
 
@@ -19,8 +20,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
     """
     from recbole_guider.amsc import calibrate_parquet
 
-    files = arguments.config_files.split() if arguments.config_files else []
-    settings = calibration_settings(files, rest)
+    settings = calibration_settings(split_files(arguments.config_files), rest)
     features = dict(_feature(text) for text in arguments.feature)
     if len(features) < len(arguments.feature):
         raise GuiderError("--feature names a modality twice: give each a name of its own.")

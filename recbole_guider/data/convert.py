@@ -13,6 +13,7 @@ of ``<modality>_ids.txt`` where that file exists.
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -22,7 +23,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_guider.data.features import read_array, read_ids, row_numbers
+from recbole_guider.command_lines import run_command
+from recbole_guider.data.features import finite_blocks, read_array, read_ids, row_numbers
 from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
@@ -126,15 +128,31 @@ def _read_table(path: Path, separator: str, required: dict[str, str]) -> pd.Data
     if not path.is_file():
         raise GuiderError(f"file {path} does not exist.")
     try:
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+        # The header is read as a row: below a shorter header, pandas takes the first column as an index.
+        table = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        longer = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
+        if longer:
+            named, line, found = longer.groups()
+            raise GuiderError(
+                f"{path}, line {line} has {found} fields, but the header names {named} columns; each row needs "
+                f"one field for each column."
+            ) from error
         raise GuiderError(f"{path} cannot be read as a table ({str(error).strip()}).") from error
-    for column in required:
-        if column not in frame:
-            raise GuiderError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}.")
+    columns = table.iloc[0].tolist()
+    for column, new in required.items():
+        if column not in columns:
+            raise GuiderError(f"{path} has no column {column!r}; it has {', '.join(columns)}.")
+        if new != column and new in columns:
+            raise GuiderError(f"{path} has a column {column!r}, which is read, and a column {new!r}; remove that one.")
+    for column in (*required, "split", *_FLOATS):
+        if columns.count(column) > 1:
+            raise GuiderError(f"{path} has more than one column {column!r}; keep one of them.")
+    frame = table.iloc[1:].reset_index(drop=True)
     if frame.empty:
         raise GuiderError(f"{path} has no rows.")
-    return frame.rename(columns=required)
+    frame.columns = pd.Index([required.get(column, column) for column in columns])
+    return frame
 
 
 def _interactions(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -149,10 +167,10 @@ def _interactions(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     for column in _FLOATS:
         if column in frame:
             numbers = pd.to_numeric(frame[column], errors="coerce")
-            wrong = frame.index[numbers.isna()]
+            wrong = frame.index[~np.isfinite(numbers)]
             if len(wrong):
                 raise GuiderError(
-                    f"{path}, line {wrong[0] + 2}: {column} {frame[column].iloc[wrong[0]]!r} is not a number."
+                    f"{path}, line {wrong[0] + 2}: {column} {frame[column].iloc[wrong[0]]!r} is not a finite number."
                 )
             kept.append(column)
     dropped = [column for column in frame.columns if column not in (*kept, "split")]
@@ -179,13 +197,17 @@ def _find_features(source: Path, items: pd.Series) -> dict[str, list[Path]]:
             raise GuiderError(f"modality {name!r}: {path} holds {array.dtype}, not numbers.")
         ids_file = source / f"{name}_ids.txt"
         if ids_file.exists():
-            ids = read_ids(ids_file, len(array), f"modality {name!r}")
-            if not np.isin(distinct, np.array(ids)).any():
+            ids = np.array(read_ids(ids_file, len(array), f"modality {name!r}"), dtype=str)
+            rows = np.flatnonzero(np.isin(ids, distinct))
+            if len(rows) == 0:
                 raise GuiderError(f"modality {name!r}: no token of {ids_file} is an item of the interactions.")
+            tokens = ids[rows]
             modalities[name] = [path, ids_file]
         else:
-            row_numbers(distinct, len(array), path, f"modality {name!r}")
+            rows, tokens = row_numbers(distinct, len(array), path, f"modality {name!r}"), distinct
             modalities[name] = [path]
+        for _ in finite_blocks(name, array, rows, tokens):
+            pass  # what a run would refuse is refused here
     return modalities
 
 
@@ -233,7 +255,7 @@ def _settings(name: str, to: Path, read: _Source) -> str:
     )
     sections.append(("", {"eval_mask": "mmrec", "stopping_step": 20}))
     lines = [f"# Data set {name}, made by `recbole-guider convert`."]
-    lines += [f"# Run: run_recbole_guider.py --dataset={name} --config_files={to / (name + '.yaml')}"]
+    lines += [f"# Run: {run_command('run_recbole_guider.py', to / (name + '.yaml'), name)}"]
     for comment, block in sections:
         lines += [f"\n# {comment}"] if comment else []
         for key, value in block.items():

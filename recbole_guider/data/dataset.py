@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -22,9 +22,10 @@ import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction, cat_interactions
-from recbole.utils import FeatureType, ModelType
+from recbole.utils import FeatureSource, FeatureType, ModelType
 from recbole.utils.argument_list import dataset_arguments
 
+from recbole_guider.command_lines import files_argument
 from recbole_guider.data.features import ItemFeatures, load_item_features, modality_files
 from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
 from recbole_guider.errors import GuiderError
@@ -53,18 +54,73 @@ class GuiderDataset(Dataset):
         self._injected_keys = np.zeros(0, dtype=np.int64)
         self.deleted_pairs = np.zeros((2, 0), dtype=np.int64)
 
+    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
+        try:
+            feat = super()._load_feat(filepath, source)
+        except ValueError as error:
+            problem = _unreadable(filepath, self.config, self._get_load_and_unload_col(source))
+            if problem is None:
+                raise
+            raise GuiderError(problem) from error
+        if feat is None and source == FeatureSource.INTERACTION:
+            raise GuiderError(
+                f"load_col loads no column of {filepath}; add `inter: [{self.uid_field}, {self.iid_field}]` to it."
+            )
+        return feat
+
+    def _init_alias(self) -> None:
+        super()._init_alias()
+        # RecBole would fail later, with the bare name of a column or without any
+        for key, field in (("USER_ID_FIELD", self.uid_field), ("ITEM_ID_FIELD", self.iid_field)):
+            if field is not None and field not in self.inter_feat:
+                raise GuiderError(self._why_not_loaded(field, key))
+        for alias, fields in self.alias.items():
+            for field in fields:
+                if field not in self.field2type:
+                    raise GuiderError(
+                        f"alias_of_{alias} names {str(field)!r}, but no loaded file has that column; "
+                        f"check load_col, which must name the suffix of its file (e.g. `image: '*'`)."
+                    )
+        for suffix in self.config["additional_feat_suffix"] or []:
+            feat = getattr(self, f"{suffix}_feat")
+            self._check_additional(suffix, [] if feat is None else list(feat))
+
+    def _why_not_loaded(self, field: str, key: str) -> str:
+        parts = self.benchmark_filename_list
+        name = f"{self.dataset_name}.inter" if parts is None else f"{self.dataset_name}.{parts[0]}.inter"
+        file = Path(self.dataset_path) / name
+        with open(file, encoding=self.config["encoding"]) as stream:
+            heads = stream.readline().rstrip("\n").split(self.config["field_separator"])
+        columns = [head.partition(":")[0] for head in heads]
+        if field in columns:
+            return f"the column {field!r} of {file}, which {key} names, is not loaded: add it to load_col.inter."
+        return f"{file} has no column {field!r}, which {key} names; it has {', '.join(columns)}."
+
+    def _check_additional(self, suffix: str, fields: list[str]) -> None:
+        """RecBole gives ids only to those tokens of an additional file that are known as users' or items'."""
+        known = {*self.alias["user_id"], *self.alias["item_id"]}
+        types = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
+        tokens = [field for field in fields if self.field2type.get(field) in types]
+        unknown = [field for field in tokens if field not in known]
+        if not unknown:
+            return
+        file = f"{self.dataset_name}.{suffix}"
+        if len(unknown) == len(tokens):
+            raise GuiderError(
+                f"additional_feat_suffix {suffix!r}: no setting says which column of {file} is the item id; "
+                f"set `alias_of_item_id: [{unknown[0]}]` (of users: alias_of_user_id)."
+            )
+        raise GuiderError(
+            f"additional_feat_suffix {suffix!r}: the column {unknown[0]!r} of {file} holds tokens that are no ids; "
+            f"leave it out with load_col."
+        )
+
     def _remap_ID_all(self) -> None:
         """Drop feature rows of unknown items before they get an id, and keep the raw values.
 
         Raw, because RecBole normalises float columns later on (``normalize_all`` is its default).
         """
         item_fields = list(self.alias["item_id"])
-        for field in item_fields:
-            if field not in self.field2type:  # RecBole would fail with the bare name
-                raise GuiderError(
-                    f"alias_of_item_id names {str(field)!r}, but no loaded file has that column; "
-                    f"check load_col, which must name the suffix of its file (e.g. `image: '*'`)."
-                )
         sources = {}
         for suffix in self.config["additional_feat_suffix"] or []:
             feat = getattr(self, f"{suffix}_feat")
@@ -212,14 +268,15 @@ def build_dataset(config: Any) -> Dataset:
     it is not even opened. (RecBole itself compares its own settings only.)
 
     Raises:
-        GuiderError: interaction noise for a model that is not a general recommender.
+        GuiderError: a folder or file that does not exist, a wrong value in a file, a column that no file has, or
+            interaction noise for a model that is not a general recommender.
     """
     if config["MODEL_TYPE"] not in (ModelType.GENERAL, ModelType.TRADITIONAL):
         noise = noise_of(config)
         for key in ("interactions", "deleted"):
             if getattr(noise, key) > 0:
                 raise GuiderError(f"noise.{key} needs a general recommender, which {config['model']} is not.")
-        return create_dataset(config)
+        return _read(config, create_dataset)
     file = _dataset_file(config)
     if _is_current(file, dataset_fingerprint(config)):
         with open(file, "rb") as stream:
@@ -227,18 +284,83 @@ def build_dataset(config: Any) -> Dataset:
         dataset.config = config
         getLogger().info(f"Loaded the filtered dataset from [{file}]")
         return dataset
-    try:
-        dataset = GuiderDataset(config)
-    except ValueError as error:
-        if Path(config["data_path"]).is_dir():
-            raise
-        raise GuiderError(
-            f"there is no folder {config['data_path']} with the data set {config['dataset']!r}: set data_path, or make "
-            f"one with recbole-guider convert."
-        ) from error
+    dataset = _read(config, GuiderDataset)
     if config["save_dataset"]:
         dataset.save()
     return dataset
+
+
+def _read(config: Any, make: Callable[[Any], Dataset]) -> Dataset:
+    try:
+        return make(config)
+    except GuiderError:
+        raise
+    except ValueError as error:
+        missing = _missing_file(config)
+        if missing is None:
+            raise
+        raise GuiderError(missing) from error
+
+
+def _missing_file(config: Any) -> str | None:
+    """What to say of the first file that the configuration names and that does not exist."""
+    folder, name, parts = Path(config["data_path"]), config["dataset"], config["benchmark_filename"]
+    if not folder.is_dir():
+        return (
+            f"there is no folder {folder} with the data set {name!r}: set data_path, or make one with "
+            f"recbole-guider convert."
+        )
+    if parts is None and not (folder / f"{name}.inter").is_file():
+        settings = folder.parent / f"{name}.yaml"
+        hint = "set data_path, or benchmark_filename where the splits are files of their own"
+        if settings.is_file():
+            hint = f"give the settings of this data set, {files_argument(settings)}"
+        return f"there is no file {folder / f'{name}.inter'} with the interactions: {hint}."
+    for key, values, ending in (
+        ("benchmark_filename", parts, ".inter"), ("additional_feat_suffix", config["additional_feat_suffix"], "")
+    ):
+        for value in values or []:
+            file = folder / f"{name}.{value}{ending}"
+            if not file.is_file():
+                return f"{key} names {value!r}, but there is no file {file}."
+    return None
+
+
+def _unreadable(file: str, config: Any, loaded: tuple[Any, Any]) -> str | None:
+    """What is wrong with an atomic file that RecBole could not read, or None where nothing is found.
+
+    Args:
+        file: its path.
+        config: a RecBole ``Config``.
+        loaded: the columns to load and those to leave out; None stands for all and for none.
+    """
+    try:
+        # as RecBole reads it: the same words are missing values
+        frame = pd.read_csv(
+            file, sep=config["field_separator"], encoding=config["encoding"], dtype=str, engine="python"
+        )
+    except ValueError as error:  # no table, or another encoding
+        return f"{file} cannot be read as a table ({error})."
+    types = [kind.value for kind in FeatureType]
+    for position, head in enumerate(frame.columns):
+        column, _, kind = str(head).partition(":")
+        if kind not in types:
+            return f"{file}: the column {head!r} has no type; write {column}:<type> with one of {', '.join(types)}."
+        if not kind.startswith("float") or (loaded[0] and column not in loaded[0]) or column in (loaded[1] or ()):
+            continue
+        for row, text in frame.iloc[:, position].dropna().items():
+            for part in text.split(config["seq_separator"]) if kind.endswith("seq") else [text]:
+                if part and not _is_number(part):
+                    return f"{file}, line {row + 2}: the column {column!r} holds {part!r}, which is not a number."
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -190,13 +190,39 @@ def align(
             f"such as {str(tokens[1])!r}."
         )
     take = np.arange(len(item_ids)) if take is None else take
-    # Increasing row numbers turn the reading of a memory map into one pass over the file.
-    order = np.argsort(take, kind="stable")
     values = np.zeros((n_items, dim), dtype=np.float32)
     present = np.zeros(n_items, dtype=bool)
     present[item_ids] = True
     total = np.zeros(dim, dtype=np.float64)
-    step = max(1, _BLOCK_BYTES // max(1, dim * rows.dtype.itemsize))
+    for part, block in finite_blocks(name, rows, take, tokens[item_ids]):
+        values[item_ids[part]] = block
+        total += block.sum(axis=0, dtype=np.float64)
+    absent = ~present
+    absent[0] = False
+    values[absent] = (total / len(item_ids)).astype(np.float32)
+    return ItemFeatures(values=values, present=present)
+
+
+def finite_blocks(
+    name: str, rows: np.ndarray, take: np.ndarray, tokens: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read rows as float32, a block at a time in the order of the file, and check every value.
+
+    Args:
+        name: modality, for messages.
+        rows: [k, d], any real dtype; may be a memory map.
+        take: int [m], the rows to read.
+        tokens: [m], the item token of each, for messages.
+
+    Yields:
+        Positions in ``take`` [b], and their rows [b, d].
+
+    Raises:
+        GuiderError: a value is NaN or infinite.
+    """
+    # Increasing row numbers turn the reading of a memory map into one pass over the file.
+    order = np.argsort(take, kind="stable")
+    step = max(1, _BLOCK_BYTES // max(1, rows.shape[1] * rows.dtype.itemsize))
     for start in range(0, len(order), step):
         part = order[start : start + step]
         with np.errstate(over="ignore"):  # too large for float32: becomes infinite, and is reported as such
@@ -205,14 +231,9 @@ def align(
         if not finite.all():
             raise GuiderError(
                 f"modality {name!r} holds NaN or infinite values (as float32), first in the row of item "
-                f"{str(tokens[item_ids[part[np.flatnonzero(~finite)[0]]]])!r}; clean the file, or leave such items out."
+                f"{str(tokens[part[np.flatnonzero(~finite)[0]]])!r}; clean the file, or leave such items out."
             )
-        values[item_ids[part]] = block
-        total += block.sum(axis=0, dtype=np.float64)
-    absent = ~present
-    absent[0] = False
-    values[absent] = (total / len(item_ids)).astype(np.float32)
-    return ItemFeatures(values=values, present=present)
+        yield part, block
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------
@@ -243,11 +264,14 @@ def read_ids(path: Path, rows: int, what: str) -> list[str]:
     """Item tokens of a feature file's rows, one per line.
 
     Raises:
-        GuiderError: missing, not one token per row, an empty line, or a token that occurs twice.
+        GuiderError: missing, not UTF-8, not one token per row, an empty line, or a token that occurs twice.
     """
     if not path.is_file():
         raise GuiderError(f"{what}: ids file {path} does not exist.")
-    ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise GuiderError(f"{what}: ids file {path} is not UTF-8 text; save it as UTF-8.") from error
     while ids and not ids[-1]:
         ids.pop()
     if len(ids) != rows:
@@ -399,11 +423,16 @@ def _from_columns(name: str, block: Mapping[str, Any], tokens: np.ndarray, confi
     if id_field not in types:
         raise GuiderError(f"{what}: {path} has no column {id_field!r}, the item id; it has {', '.join(types)}.")
     columns: list[str] = block["columns"]
+    content = [column for column in types if column != id_field]
     for column in columns:
-        if column not in types or column == id_field:
+        if column == id_field:
             raise GuiderError(
-                f"{what}: {path} has no column {column!r}{_nearest(column, types)}; "
-                f"it has {', '.join(c for c in types if c != id_field)}."
+                f"{what}.columns names {column!r}, the item id, which is no content; "
+                f"{path} has {', '.join(content) or 'no other columns'}."
+            )
+        if column not in types:
+            raise GuiderError(
+                f"{what}: {path} has no column {column!r}{_nearest(column, content)}; it has {', '.join(content)}."
             )
     # Only items of the catalogue: what the encoders learn does not depend on items that nobody sees.
     index = pd.Series(np.arange(len(tokens)), index=pd.Index(tokens.astype(str)))

@@ -21,8 +21,13 @@ def new_data_set(to: Path, name: str) -> Path:
     """Path of the YAML file ``to/<name>.yaml`` of a data set that does not exist yet.
 
     Raises:
-        GuiderError: it, or the folder ``to/<name>``, exists.
+        GuiderError: it, or the folder ``to/<name>``, exists; or a file is where ``to`` or a folder above it should be.
     """
+    for folder in (to, *to.parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise GuiderError(f"{folder} is a file; --to must be a folder, or a path where one can be made.")
+            break
     yaml_file = to / f"{name}.yaml"
     for target in (to / name, yaml_file):
         if target.exists():

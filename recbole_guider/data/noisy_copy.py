@@ -12,6 +12,7 @@ import yaml
 from recbole.utils import FeatureType, init_seed
 
 from recbole_guider import DEFAULT_DATASET
+from recbole_guider.command_lines import run_command
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.convert import SPLITS
 from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of
@@ -105,7 +106,7 @@ def write_noisy_copy(
         settings |= {key: config[key] for key in _MEASURED_BY}
         header = f"# A noisy copy of {config['dataset']}, made by `recbole-guider noise` with\n"
         header += f"# {noise.model_dump()}\n"
-        header += f"# Run: run_recbole_guider.py --dataset={name} --config_files={yaml_file}\n\n"
+        header += f"# Run: {run_command('run_recbole_guider.py', yaml_file, name)}\n\n"
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
         text_file.write_text(header + text, "utf-8")
     return yaml_file

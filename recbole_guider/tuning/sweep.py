@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
+from recbole_guider.command_lines import run_command
 from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
 from recbole_guider.sources import BLOCKS, merge
@@ -546,7 +547,7 @@ def _summary(
         f"best: {chosen}",
         f"      validation {definition.metric} {result['best_valid_score']:.4f}",
         f"      test {test}",
-        f"run it again:  recbole-guider run --config_files={result['best_config_file']}",
+        f"run it again:  {run_command('recbole-guider run', result['best_config_file'])}",
         f"report:        {result['report']}",
     ])
 

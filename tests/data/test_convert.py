@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from recbole.utils import get_model, get_trainer
 
+from recbole_guider.cli import main, run_script
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.convert import convert
 from recbole_guider.data.dataset import build_dataset, prepare_data
@@ -131,6 +133,16 @@ def test_recbole_trains_on_the_result_from_another_folder(csv, tmp_path, monkeyp
     assert 0 < trainer.evaluate(test, load_best_model=False)["recall@20"] <= 1
 
 
+def test_the_printed_command_runs_as_it_stands(csv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "--from=csv", str(csv), "--to=x y", "--name=t t"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("run it: ")
+    assert f"# Run: {command}" in (tmp_path / "x y" / "t t.yaml").read_text().splitlines()
+    script, *arguments = shlex.split(command)
+    assert script == "run_recbole_guider.py"
+    assert run_script([*arguments, "--model=BPR", "--epochs=1", "--state=ERROR", "--show_progress=False"]) == 0
+
+
 def test_content_that_a_known_data_set_lacks_here_is_taken_out(mmrec, tmp_path):
     """dataset_configs/baby.yaml names image and text; this copy has images only."""
     file = convert(mmrec, tmp_path / "out", "mmrec")
@@ -171,12 +183,41 @@ MISTAKES = {
     "one split": (lambda s: rewrite(s, ",test,", ",valid,"), r"no row in the split 'test'"),
     "empty": (lambda s: (s / "interactions.csv").write_text("user,item\n"), "has no rows"),
     "not a table": (lambda s: (s / "interactions.csv").write_text(""), "cannot be read as a table"),
+    "long rows": (
+        lambda s: (s / "interactions.csv").write_text("user,item\n7,0,5\n8,1,3\n"),
+        r"interactions\.csv, line 2 has 3 fields, but the header names 2 columns",
+    ),
+    "a long row": (
+        lambda s: (s / "interactions.csv").write_text("user,item\n7,0\n8,1,3\n"), "line 3 has 3 fields, but the header"
+    ),
+    "commas at the ends": (
+        lambda s: (s / "interactions.csv").write_text("user,item\n7,0,\n8,1,\n"), "line 2 has 3 fields, but the header"
+    ),
+    "two items": (
+        lambda s: rewrite(s, "timestamp\n", "item_id\n"),
+        r"interactions\.csv has a column 'item', which is read, and a column 'item_id'; remove that one",
+    ),
+    "a column twice": (lambda s: rewrite(s, "timestamp\n", "rating\n"), "more than one column 'rating'"),
     "token": (lambda s: rewrite(s, "timestamp\n", "timestamp\n,3,train,1,1\n"), "line 2: user_id '' cannot be a token"),
     "missing word": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,NA,train,1,1\n"), "'NA' cannot be a token"),
-    "number": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,x,1\n"), "line 2: rating 'x' is not a number"),
+    "number": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,x,1\n"), "line 2: rating 'x' is not a finite"),
+    "infinite": (
+        lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,inf,1\n"), "line 2: rating 'inf' is not a finite"
+    ),
     "flat": (lambda s: np.save(s / "image_feat.npy", np.ones(33)), r"'image': .* has shape \[33\]; expected"),
     "short": (lambda s: np.save(s / "image_feat.npy", np.ones((9, 2))), r"has 9 rows, but item token 29 needs"),
     "ids": (lambda s: (s / "text_ids.txt").write_text("1\n2\n"), r"text_ids\.txt has 2 lines, but .* 4 rows"),
+    "encoding": (
+        lambda s: (s / "text_ids.txt").write_bytes("é\n2\n3\n4\n".encode("latin-1")), r"text_ids\.txt is not UTF-8 text"
+    ),
+    "NaN": (
+        lambda s: np.save(s / "image_feat.npy", np.where(np.arange(33)[:, None] == 7, np.nan, 1.0)),
+        "modality 'image' holds NaN or infinite values .* first in the row of item '7'",
+    ),
+    "too large": (
+        lambda s: np.save(s / "text_feat.npy", np.array([[1.0], [1.0], [1.0], [1e300]])),
+        "modality 'text' holds NaN or infinite values .* first in the row of item '12'",
+    ),
     "strangers": (lambda s: (s / "text_ids.txt").write_text("w\nx\ny\nz\n"), "no token of .*text_ids.txt is an item"),
 }
 
@@ -188,6 +229,12 @@ def test_mistakes_are_named_and_leave_nothing_behind(csv, tmp_path, mistake):
     with pytest.raises(GuiderError, match=message):
         convert(csv, tmp_path / "out", "csv")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_row_of_an_item_that_nobody_has_does_no_harm(csv, tmp_path):
+    np.save(csv / "text_feat.npy", np.array([[1.0], [1.0], [np.nan], [1.0]]))  # the third is of item 500
+    features = build_dataset(load(convert(csv, tmp_path / "out", "csv"))).item_features
+    assert np.isfinite(features["text"].values).all()
 
 
 def test_mmrec_mistakes(mmrec, tmp_path):
@@ -211,6 +258,9 @@ def test_targets_and_names(csv, tmp_path):
     convert(csv, out, "csv")
     with pytest.raises(GuiderError, match=r"out/shop already exists"):
         convert(csv, out, "csv")
+    for to in (out / "shop.yaml", out / "shop.yaml" / "further"):
+        with pytest.raises(GuiderError, match=r"out/shop\.yaml is a file; --to must be a folder"):
+            convert(csv, to, "csv")
     shutil.rmtree(out / "shop")
     with pytest.raises(GuiderError, match=r"out/shop\.yaml already exists"):
         convert(csv, out, "csv")

@@ -261,3 +261,40 @@ def test_saving_loaders_leaves_them_as_they_are(make_config, folder):
     assert loaders[1][0].sampler.generator is loaders[1][0].generator
     for without, with_ in zip(*loaders, strict=True):
         assert torch.equal(with_.generator.get_state(), without.generator.get_state())
+
+
+# --- mistakes ---
+
+
+def test_missing_files_are_named(make_config, folder, tmp_path):
+    for model in ("BPR", "GRU4Rec"):
+        settings = {"model": model, "train_neg_sample_args": None} if model == "GRU4Rec" else {"model": model}
+        with pytest.raises(GuiderError, match=r"additional_feat_suffix names 'sound', .* no file .*toy\.sound\."):
+            build_dataset(make_config(additional_feat_suffix=["sound"], **settings))
+        with pytest.raises(GuiderError, match=r"benchmark_filename names 'train', .* no file .*toy\.train\.inter\."):
+            build_dataset(make_config(benchmark_filename=["train"], **settings))
+    with pytest.raises(GuiderError, match=r"no folder .*toi with the data set 'toi': set data_path"):
+        build_dataset(make_config("toi"))
+    (folder / "toy.inter").unlink()
+    with pytest.raises(GuiderError, match=r"no file .*toy\.inter with the interactions: set data_path"):
+        build_dataset(make_config())
+    (tmp_path / "toy.yaml").write_text("")
+    with pytest.raises(GuiderError, match=r"give the settings of this data set, --config_files=.*/toy\.yaml\."):
+        build_dataset(make_config())
+
+
+@pytest.mark.parametrize("split", ["ratio", "benchmark"])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"load_col": {"inter": ["user_id", "item"]}}, r"column 'item_id' of .*\.inter, which ITEM_ID_FIELD names, is"),
+        ({"load_col": {"inter": ["user", "item_id"]}}, r"'user_id' .*, is not loaded: add it to load_col\.inter"),
+        ({"ITEM_ID_FIELD": "iid"}, r"\.inter has no column 'iid', which ITEM_ID_FIELD names; it has user_id, item_id"),
+        ({"USER_ID_FIELD": "uid"}, r"\.inter has no column 'uid', which USER_ID_FIELD names"),
+        ({"load_col": {"item": "*"}}, r"loads no column of .*\.inter; add `inter: \[user_id, item_id\]` to it"),
+        ({"alias_of_user_id": ["friend"]}, "alias_of_user_id names 'friend', but no loaded file has that column"),
+    ],
+)
+def test_id_columns_that_are_not_there_are_named(make_config, folder, split, settings, message):
+    with pytest.raises(GuiderError, match=message):
+        build_dataset(make_config(**settings, **(benchmark(folder) if split == "benchmark" else {})))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from recbole.data.dataset import Dataset
 
+from recbole_guider.calibration import calibrate_dataset
 from recbole_guider.data.dataset import GuiderDataset
 from recbole_guider.data.features import ItemFeatures, modality_blocks, require_content
 from recbole_guider.errors import GuiderError
@@ -123,10 +124,12 @@ def test_a_bad_row_of_an_unknown_item_does_no_harm(folder, make_dataset):
 def test_missing_files_and_archives_are_named(folder, make_dataset):
     np.savez(folder / "image.npz", a=np.ones((20, 2)))
     np.save(folder / "image.npy", np.ones((20, 2)))
+    (folder / "ids.bin").write_bytes(b"\xff\xfe\x00")
     for block, message in [
         ("none.npy", r"modalities\.image: file .*none\.npy does not exist"),
         ("image.npz", "is an archive"),
         ({"file": "image.npy", "ids": "none.txt"}, r"ids file .*none\.txt does not exist"),
+        ({"file": "image.npy", "ids": "ids.bin"}, r"modalities\.image: ids file .*ids\.bin is not UTF-8 text"),
     ]:
         with pytest.raises(GuiderError, match=message):
             _ = make_dataset(modalities={"image": block}).item_features
@@ -243,6 +246,7 @@ def test_many_distinct_tokens_are_text(folder, make_dataset):
     "block, message",
     [
         ({"columns": ["titel"]}, r"no column 'titel'; did you mean 'title'\?; it has title, year, genre"),
+        ({"columns": ["item_id"]}, r"columns names 'item_id', the item id, which is no content; .* has title"),
         ({"columns": ["title"], "encoder": "tfidf"}, r"'tfidf' does not exist; did you mean 'tfidf_svd'\?; allowed"),
         ({"columns": ["title"], "encoder": "numeric"}, r"column 'title' .* is not a number, so numeric cannot encode"),
         ({"columns": ["genre"], "encoder": "numeric"}, r"column 'genre' .* holds .*, so numeric cannot encode"),
@@ -339,6 +343,37 @@ def test_atomic_mistakes_are_named(folder, make_dataset):
         _ = make_dataset(**ATOMIC, modalities={"text": "text.npy"}).item_features
 
 
+@pytest.mark.parametrize("values", ["float_seq", "float"])
+def test_a_word_among_the_numbers_of_an_atomic_file_is_named(folder, make_dataset, values):
+    lines = [f"image_item:token\tx:float\tv:{values}", "0\t1\t2", "1\tNA\tNA", "2\t1\t"]
+    (folder / "toy.image").write_text("\n".join([*lines, "3\tw\t4"]) + "\n")
+    settings = {"additional_feat_suffix": ["image"], "alias_of_item_id": ["image_item"]}
+    load = {"inter": ["user_id", "item_id"], "image": ["image_item", "v"]}
+    make_dataset(**settings, load_col=load)  # x is not loaded
+    (folder / "toy.image").write_text("\n".join([*lines, "3\tw\tword"]) + "\n")
+    with pytest.raises(GuiderError, match=r"toy\.image, line 5: the column 'v' holds 'word', which is not a number"):
+        make_dataset(**settings, load_col=load)
+    (folder / "toy.image").write_text("image_item\tv\n0\t1\n")
+    with pytest.raises(GuiderError, match=r"toy\.image: the column 'image_item' has no type; write image_item:<type>"):
+        make_dataset(**settings, load_col=load)
+
+
+def test_tokens_of_atomic_files_must_be_known_as_ids(folder, make_config, make_dataset):
+    (folder / "toy.image").write_text("image_item:token\tkind:token\tv:float\n0\ta\t1\n1\tb\t2\n")
+    everything = {
+        "additional_feat_suffix": ["image"],
+        "load_col": {"inter": ["user_id", "item_id"], "image": ["image_item", "kind", "v"]},
+    }
+    for settings, message in [
+        (everything, r"'image': no setting says which .* of toy\.image .*; set `alias_of_item_id: \[image_item\]`"),
+        ({**everything, "alias_of_item_id": ["image_item"]}, "the column 'kind' of toy.image holds tokens that are no"),
+    ]:
+        with pytest.raises(TypeError):
+            Dataset(make_config(**settings)).build()
+        with pytest.raises(GuiderError, match=message):
+            make_dataset(**settings)
+
+
 # --- no content ---
 
 
@@ -350,3 +385,12 @@ def test_no_content_says_what_to_add(make_config, folder):
     with pytest.raises(GuiderError, match="has no content"):
         require_content(make_config(guider=guider), {}, behaviour_suffices=False)
     require_content(make_config(), {"image": object()})
+
+
+def test_content_that_the_calibration_leaves_out_is_not_called_missing(make_config, folder):
+    np.save(folder / "image.npy", np.eye(N_ITEMS))
+    guider = {"calibration": {"behaviour": False, "modalities": []}}
+    config = make_config(modalities={"image": "image.npy"}, guider=guider)
+    message = r"calibration\.modalities is empty and .*behaviour is false, .* name modalities of .* \(image\)"
+    with pytest.raises(GuiderError, match=message):
+        calibrate_dataset(config, GuiderDataset(config).build()[0])

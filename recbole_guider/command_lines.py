@@ -1,0 +1,47 @@
+"""Property files on the command line: as the commands read them, and as they are printed for somebody to run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+
+from recbole_guider.errors import GuiderError
+
+
+def split_files(text: str | None) -> list[str]:
+    """The files that ``--config_files`` names: separated by spaces, as RecBole has it; one in quotes may hold spaces.
+
+    Raises:
+        GuiderError: a quotation mark that begins a file's name and does not end it.
+    """
+    text = text or ""
+    if not re.search(r"(?:^|\s)['\"]", text):
+        return text.split()  # a quotation mark within a name, or a backslash, is a part of it
+    words = shlex.shlex(text, posix=True)
+    words.whitespace_split, words.commenters, words.escape = True, "", ""
+    try:
+        return list(words)
+    except ValueError as error:
+        raise GuiderError(f"--config_files is {text}: a quotation mark is not closed.") from error
+
+
+def run_command(program: str, file: str | os.PathLike[str], dataset: str | None = None) -> str:
+    """The command that runs ``program`` with a property file, to be pasted into a shell.
+
+    Args:
+        program: such as ``recbole-guider run``.
+        file: the property file.
+        dataset: name of the data set, where the file does not say it.
+    """
+    words = [program, *([] if dataset is None else [f"--dataset={shlex.quote(dataset)}"]), files_argument(file)]
+    return " ".join(words)
+
+
+def files_argument(file: str | os.PathLike[str]) -> str:
+    """``--config_files=`` with a file, to be pasted into a shell."""
+    # quoted twice: once for split_files, once for the shell
+    name = shlex.quote(str(file))
+    if name != str(file):
+        name = shlex.quote(name) if re.search(r'["$`\\!]', name) else f'"{name}"'
+    return f"--config_files={name}"
