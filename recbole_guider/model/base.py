@@ -73,6 +73,8 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
     input_type = InputType.PAIRWISE
     #: whether the losses read sampled items; a model that learns from observed pairs alone says False
     compares_sampled_items = True
+    #: whether :meth:`auxiliary_loss`, where a model has one, needs them; one that goes by observed pairs says False
+    auxiliary_loss_samples = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)

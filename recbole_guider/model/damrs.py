@@ -78,6 +78,8 @@ class DAMRS(FactorisedRecommender):
 
     has: Tensor
 
+    auxiliary_loss_samples = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         features = dataset.item_features

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.general_recommender import BPR
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -19,8 +20,8 @@ from recbole_guider.model.accelerated import fastest
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 from recbole_guider.parallel.batch import sum_of_parts, whole_batch
 from recbole_guider.settings import GuiderSettings
-from recbole_guider.teaching.dbpr import DBPR
-from recbole_guider.teaching.distiller import N_CANDIDATES
+from recbole_guider.teaching.dbpr import DBPR, PAIRS_OF_A_BATCH
+from recbole_guider.teaching.distiller import N_CANDIDATE_USERS, N_CANDIDATES
 from recbole_guider.teaching.parts import parts_of
 from recbole_guider.teaching.scoring import CANDIDATES, ROWS, Scoring, trainable
 from recbole_guider.teaching.weighting import (
@@ -144,13 +145,28 @@ class Guider(FactorisedRecommender):
                 if scoring.kind == CANDIDATES:
                     notes.append(
                         f"{scoring.name} scores pairs: the distillation loss compares {N_CANDIDATES} items drawn for "
-                        f"each batch, not the whole catalogue."
+                        f"each batch, not the whole catalogue, for {N_CANDIDATE_USERS} users at most."
                     )
             if self.teacher_scoring.kind == ROWS and self.parts.teacher_learns_dbpr:
                 notes.append(
                     f"{self.teacher_scoring.name} scores whole rows only: as a teacher it learns from its own loss, "
                     f"with histories weighed by the clean probability, not from DBPR."
                 )
+        taught = [student] if self.student_learns_dbpr else []
+        taught += [self.teacher_scoring] if self.teacher_scoring is not None and self.teacher_learns_dbpr else []
+        for scoring in taught:
+            if scoring.kind == CANDIDATES and self.settings.dbpr.form == "softmax":
+                notes.append(
+                    f"{scoring.name} scores pairs: DBPR takes so many negatives that a batch has at most "
+                    f"{PAIRS_OF_A_BATCH} pairs, which may be fewer than guider.dbpr.negatives."
+                )
+            if not isinstance(scoring.model, (FactorisedRecommender, BPR)):
+                notes.append(
+                    f"{scoring.name} learns from DBPR in place of its whole loss, whatever that has beside the ranking "
+                    f"(regularisers, contrastive terms)."
+                )
+        if self.student_learns_dbpr and self.settings.student_weighting == "weight":
+            notes.append(f"{student.name} learns from DBPR, which weighs rows: guider.student_weighting is not read.")
         if self.weighting == "history":
             notes.append(f"{student.name} learns whole histories: they are weighed by the clean probability.")
         elif self.weighting == "thinned history":
@@ -419,7 +435,7 @@ def _samples_beside_ranking(model: nn.Module | None) -> bool:
     """Whether what a model learns beside its ranking loss compares sampled items."""
     if not isinstance(model, FactorisedRecommender) or not model.compares_sampled_items:
         return False
-    return type(model).auxiliary_loss is not FactorisedRecommender.auxiliary_loss
+    return model.auxiliary_loss_samples and type(model).auxiliary_loss is not FactorisedRecommender.auxiliary_loss
 
 
 def _beside_ranking(model: FactorisedRecommender, encoding: Encoding, interaction: Interaction) -> Tensor | float:
@@ -433,8 +449,9 @@ def guider_class(backbone: type) -> type:
     attributes = {
         "backbone": backbone,
         "type": backbone.type,  # type: ignore[attr-defined]  # RecBole's models declare it
-        "input_type": backbone.input_type,  # type: ignore[attr-defined]
         "__doc__": f"GUIDER around {backbone.__name__}; see :class:`Guider`.",
         "__module__": __name__,
     }
+    if hasattr(backbone, "input_type"):  # else RecBole goes by loss_type
+        attributes["input_type"] = backbone.input_type
     return type(f"GUIDER_{backbone.__name__}", (Guider,), attributes)

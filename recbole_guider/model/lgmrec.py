@@ -57,6 +57,8 @@ class LGMRec(FactorisedRecommender):
 
     owned: Tensor
 
+    auxiliary_loss_samples = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         features = dataset.item_features

@@ -47,6 +47,8 @@ class MGCN(FactorisedRecommender):
 
     attends: Tensor
 
+    auxiliary_loss_samples = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         features = dataset.item_features

@@ -56,6 +56,8 @@ class PGL(PrunedGraphRecommender):
     the details of both subgraphs from the authors' code.
     """
 
+    auxiliary_loss_samples = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         features = dataset.item_features

@@ -52,6 +52,8 @@ class SMORE(FactorisedRecommender):
 
     present: Tensor
 
+    auxiliary_loss_samples = False
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         features = dataset.item_features

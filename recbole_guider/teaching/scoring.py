@@ -27,6 +27,8 @@ FACTORISED, ROWS, CANDIDATES = "factorised", "rows", "candidates"
 
 #: Users whose rows of the user matrix are computed together where a model computes them from their histories.
 _USERS_AT_ONCE = 1024
+# How far parameters are moved before a model's scores are compared with the product of its matrices.
+_SPREAD = 0.1
 
 
 class Factors(NamedTuple):
@@ -175,7 +177,7 @@ class Scoring:
         self.model: Any = model
         self.kind = scoring_kind(type(model))
         self._product = _PRODUCTS.get(_definer(type(model), "full_sort_predict"))
-        if self.kind == CANDIDATES and _looks_like_a_graph_model(model):
+        if self.kind != FACTORISED and _looks_like_a_graph_model(model):
             self._product = _Product(_forward)
             if self._product_is_right():
                 self.kind = FACTORISED
@@ -213,8 +215,9 @@ class Scoring:
         return products if self._product is None or self._product.link is None else self._product.link(products)
 
     def rows(self, users: Tensor) -> Tensor:
-        """Scores [B, n_items] of users int64 [B], by the model's ``full_sort_predict``."""
-        scores: Tensor = self.model.full_sort_predict(Interaction({self.model.USER_ID: users}))
+        """Scores [B, n_items] of users int64 [B], by the model's ``full_sort_predict`` as its parameters are now."""
+        with _without_cache(self.model):
+            scores: Tensor = self.model.full_sort_predict(Interaction({self.model.USER_ID: users}))
         return scores.view(len(users), -1)
 
     def pairs(self, users: Tensor, items: Tensor) -> Tensor:
@@ -235,17 +238,43 @@ class Scoring:
     def _product_is_right(self) -> bool:
         """Whether the product equals the model's own scores for a few users."""
         model = self.model
-        kept = model.restore_user_e, model.restore_item_e
         ids = torch.arange(1, min(4, model.n_users), device=model.device)
         try:
-            with as_in_evaluation(model):
+            with as_in_evaluation(model), _moved(model):
                 factors = self.factors()
                 expected, got = self.rows(ids), factors.users(ids) @ factors.items.T
                 return expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-4, atol=1e-5)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
             return False  # it only looked like one
-        finally:
-            model.restore_user_e, model.restore_item_e = kept
+
+
+@contextmanager
+def _without_cache(model: Any) -> Iterator[None]:
+    """RecBole's graph models keep the matrices of an evaluation until their next loss: here none are read or left."""
+    kept = [name for name in ("restore_user_e", "restore_item_e") if hasattr(model, name)]
+    for name in kept:
+        setattr(model, name, None)
+    try:
+        yield
+    finally:
+        for name in kept:
+            setattr(model, name, None)
+
+
+@contextmanager
+def _moved(model: nn.Module) -> Iterator[None]:
+    """Parameters away from their initial values, where a term that starts at zero would not be seen."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        for parameter in parameters:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise.to(parameter), alpha=_SPREAD)
+        yield
+    finally:
+        for parameter, values in zip(parameters, before, strict=True):
+            parameter.copy_(values)
 
 
 def _looks_like_a_graph_model(model: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.model.general_recommender import BPR, LightGCN, MultiVAE, NeuMF
-from torch.nn.functional import normalize
+from torch.nn.functional import logsigmoid, normalize
 
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach
 from recbole_guider.config import GuiderConfig
@@ -193,10 +193,9 @@ def test_min_norm_sees_the_parameters_of_a_model_without_matrices_of_its_own(toy
 # -- kinds -----------------------------------------------------------------------------------------------------
 
 
-class OwnGraphModel(GeneralRecommender):
+class UntypedGraphModel(GeneralRecommender):
     """As many graph models outside RecBole look, and whether its product is its score depends on ``scale``."""
 
-    input_type = LightGCN.input_type
     scale = 1.0
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -215,9 +214,41 @@ class OwnGraphModel(GeneralRecommender):
     def predict(self, interaction: Interaction) -> torch.Tensor:
         return self.full_sort_predict(interaction)
 
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        self.restore_user_e = self.restore_item_e = None
+        users, items = self.forward()
+        user, item, other = (interaction[name] for name in ("user_id", "item_id", "neg_item_id"))
+        return -logsigmoid((users[user] * (items[item] - items[other])).sum(dim=1)).mean()
+
+
+class OwnGraphModel(UntypedGraphModel):
+    input_type = LightGCN.input_type
+
 
 class ScaledGraphModel(OwnGraphModel):
     scale = 2.0
+
+
+class BiasedGraphModel(OwnGraphModel):
+    """With a term in its scores that is zero before training."""
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.bias = torch.nn.Parameter(torch.zeros(self.n_items))
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        return (super().full_sort_predict(interaction).view(-1, self.n_items) + self.bias).view(-1)
+
+
+class CachedRows(OwnGraphModel):
+    """Whole rows only, from matrices that it keeps until its next loss."""
+
+    predict = GeneralRecommender.predict
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        if self.restore_user_e is None:
+            self.restore_user_e, self.restore_item_e = (2.0 * matrix for matrix in self.forward())
+        return (self.restore_user_e[interaction["user_id"]] @ self.restore_item_e.T).view(-1)
 
 
 class Silent(GeneralRecommender):
@@ -242,10 +273,45 @@ def test_kinds_are_told_by_who_defines_the_scores(toy: dict[str, Any]) -> None:
     with pytest.raises(GuiderError, match="Silent has neither predict nor full_sort_predict"):
         scoring_kind(Silent)
     _, train = prepared("GUIDER_BPR", toy)
-    kinds = {OwnGraphModel: "factorised", ScaledGraphModel: "candidates", Overridden: "candidates"}
+    kinds = {
+        OwnGraphModel: "factorised", ScaledGraphModel: "candidates", BiasedGraphModel: "candidates",
+        CachedRows: "rows", Overridden: "candidates",
+    }
     for kind, expected in kinds.items():
         config = GuiderConfig("LightGCN", "toy", config_dict=toy, command_line=[])
-        assert Scoring(kind(config, train.dataset)).kind == expected
+        model = kind(config, train.dataset)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        assert Scoring(model).kind == expected
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_a_model_keeps_for_evaluation_does_not_outlast_a_step(toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 1, "learning_rate": 0.1, "guider": {"distillation": {"interval": 1}}}
+    config = GuiderConfig(CachedRows, "toy", config_dict=settings, command_line=[])
+    trainer, train, _, _ = _prepare(config)
+    trainer.fit(train, None, saved=False)
+    model, users = trainer.model.eval(), torch.arange(1, 5)
+    with torch.no_grad():
+        got = model.full_sort_predict(Interaction({"user_id": users})).view(4, -1)
+        of_users, of_items = model.student.forward()
+    torch.testing.assert_close(got, 4.0 * of_users[users] @ of_items.T)
+
+
+def test_a_class_may_leave_its_input_type_to_the_settings(toy: dict[str, Any]) -> None:
+    config = GuiderConfig(
+        UntypedGraphModel, "toy", config_dict={**toy, "loss_type": "BPR", "epochs": 1, "guider": True}, command_line=[]
+    )
+    trainer, train, valid, _ = _prepare(config)
+    assert np.isfinite(trainer.fit(train, valid, saved=False)[0])
+
+
+@pytest.mark.parametrize("teacher", ["MGCN", "LGMRec", "SMORE", "PGL", "DAMRS"])
+def test_a_teacher_needs_no_sampled_items_that_it_does_not_read(teacher: str, toy: dict[str, Any]) -> None:
+    model, train = prepared("GUIDER_BM3", toy, teacher=teacher)
+    assert not model.teacher_needs_negatives
+    attach(train.dataset, torch.ones(len(train.dataset.inter_feat)))
+    model.teacher.train()
+    assert torch.isfinite(model.teacher_loss(train.dataset.inter_feat[torch.arange(20)]))
 
 
 def test_scoring_as_in_evaluation_tells_a_model_nothing(toy: dict[str, Any]) -> None:

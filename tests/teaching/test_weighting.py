@@ -223,4 +223,8 @@ def test_noted_is_what_is_out_of_the_ordinary(toy: dict[str, Any]) -> None:
     assert "MultiVAE learns whole histories: they are weighed" in notes("GUIDER_MultiVAE")
     assert "ENMF learns whole histories: an epoch takes" in notes("GUIDER_ENMF")
     assert "cannot be had row by row" in notes("GUIDER_BPR", student_weighting="weight")
+    assert "guider.student_weighting is not read" in notes("GUIDER_FREEDOM", student_weighting="weight")
+    assert "at most 16384 pairs" in notes("GUIDER_BPR", teacher="NeuMF")
+    assert "SGL learns from DBPR in place of its whole loss" in notes("GUIDER_BPR", teacher="SGL")
+    assert "SGL learns from DBPR" in notes("GUIDER_SGL", student_loss="dbpr") and not notes("GUIDER_BPR")
     assert "MultiVAE scores whole rows only: as a teacher" in notes("GUIDER_BPR", teacher="MultiVAE")
