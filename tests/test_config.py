@@ -89,6 +89,25 @@ def test_yaml_blocks_can_be_typed():
         parse_value("guider.dbpr", "{eta: [")
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("noise.features", "{image:0.1}", r"a space after a colon, as in '\{image: 0\.1\}'"),
+        ("modalities", "{image: {file:x.npy}}", r"a space after a colon, as in '\{image: \{file: x\.npy\}\}'"),
+        ("load_col", "{inter:null}", "a space after a colon"),
+    ],
+)
+def test_a_missing_space_after_a_colon_is_named(key, text, message):
+    with pytest.raises(GuiderError, match=message):
+        parse_value(key, text)
+
+
+def test_lists_of_names_need_no_quotes_where_recbole_wants_a_list():
+    assert parse_value("benchmark_filename", "[train, valid,test]") == ["train", "valid", "test"]
+    assert parse_value("metrics", "[Recall]") == ["Recall"] and parse_value("metrics", "Recall") == "Recall"
+    assert parse_value("user_inter_num_interval", "[0,inf]") == "[0,inf]", "an interval"
+
+
 def test_recbole_lists_of_parameters_stay_as_they_are():
     from recbole.utils import dataset_arguments
 
@@ -160,6 +179,19 @@ def test_merging(sources, expected):
         merged = merge(merged, source)
     assert merged == {"guider": expected}
     assert sources == untouched
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--guider=False", "--guider.dbpr.eta=0.2"], r"guider\.dbpr\.eta is set where guider is False"),
+        (["--noise.seed=1", "--noise=false"], r"noise\.seed is set where noise is False"),
+        (["--guider=0", "--guider.dbpr.eta=0.2"], r"guider\.dbpr\.eta cannot be set: guider is 0"),
+    ],
+)
+def test_a_source_that_contradicts_itself_is_an_error(arguments, message):
+    with pytest.raises(GuiderError, match=message):
+        make(*arguments)
 
 
 def test_a_modality_can_be_taken_out():
