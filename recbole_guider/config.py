@@ -233,7 +233,7 @@ class GuiderConfig(Config):
                 raise GuiderError(str(error).replace("guider.", "")) from None
         else:
             block = final["guider"]
-            if block in (None, False, True):
+            if block is None or block is False or block is True:
                 block = {}
             if isinstance(block, Mapping):
                 block = {**block, **experiment}

@@ -259,6 +259,8 @@ def test_a_class_can_be_the_model():
         ({"guider": {"teacher": "ItemKNN"}}, r"guider\.teacher: model ItemKNN is of type traditional"),
         ({"guider": {"dbpr": {"etta": 1}}}, r"guider\.dbpr\.etta is not a setting; did you mean guider\.dbpr\.eta"),
         ({"guider": "maybe"}, "guider is 'maybe'"),
+        ({"guider": 0}, "guider is 0: give true, false or a block"),
+        ({"guider": 1}, "guider is 1: give true, false or a block"),
         ({"model": "BPR", "eval_mask": "mmrecc"}, r"^eval_mask is 'mmrecc': it must be recbole or mmrec"),
         ({"model": "BPR", "noise": {"interactions": -1}}, r"^noise\.interactions is -1: it must be a number >= 0"),
         ({"device": "gpu"}, r"device is 'gpu': it must be auto, cpu, cuda or cuda:N"),
