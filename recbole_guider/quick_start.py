@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
 from recbole_guider.checkpoint import load
+from recbole_guider.checks import check_outputs, check_valid_metric
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.detection import detection_line
@@ -159,7 +160,10 @@ def _run_process(
 def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, Any]:
     start = time()
     verbose = verbose and group.is_main()
+    check_outputs(config)
     trainer, train_data, valid_data, test_data = _prepare(config)
+    if valid_data and config["eval_step"] > 0:
+        check_valid_metric(config)
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     training_start = time()
