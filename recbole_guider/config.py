@@ -327,7 +327,9 @@ class GuiderConfig(Config):
         use_gpu, gpu_id = final["use_gpu"], final["gpu_id"]
         if request.startswith("cuda") and use_gpu is False:
             raise GuiderError(f"device is {request} but use_gpu is False: change one of the two.")
-        if request == "cpu" and self.cmd_config_dict.get("use_gpu") is True:
+        typed, given = self.cmd_config_dict, self.variable_config_dict
+        asks = typed.get("use_gpu", given.get("use_gpu"))
+        if request == "cpu" and asks is True and ("use_gpu" in typed or "device" not in typed):
             raise GuiderError("device is cpu but use_gpu is True: change one of the two.")
         if request == "cpu" or request == "auto" and (use_gpu is False or not gpu_id):
             return "cpu"
@@ -341,19 +343,23 @@ class GuiderConfig(Config):
                     f"is cuda:0."
                 )
             return "cuda" if request == "auto" else request
-        asked = [
-            f"{key}={self.cmd_config_dict[key]}"
-            for key in ("use_gpu", "gpu_id")
-            if self.cmd_config_dict.get(key)
-        ]
+        asked = ""
         if request != "auto":
-            asked = [f"device={request}"]
-        elif "gpu_id" in self.cmd_config_dict and gpu_id and not asked:
-            asked = [f"gpu_id={gpu_id}"]  # GPU 0
+            asked = f"device={request}"
+        elif asks:
+            asked = f"use_gpu={asks}"
+        elif "gpu_id" in typed:
+            asked = f"gpu_id={gpu_id}"
         if asked:
             raise GuiderError(
-                f"{asked[0]} asks for CUDA, but torch {torch.__version__} finds no CUDA device here; use "
+                f"{asked} asks for CUDA, but torch {torch.__version__} finds no CUDA device here; use "
                 f"device=cpu, or device=auto to take what is there."
+            )
+        if self.file_config_dict.get("use_gpu") and not final.get("local_rank"):
+            # no error: machines share property files
+            warn_once(
+                f"a property file has use_gpu: {self.file_config_dict['use_gpu']}, but torch {torch.__version__} finds "
+                f"no CUDA device here: this run takes the CPU"
             )
         return "cpu"
 

@@ -531,9 +531,25 @@ def test_asking_for_cuda_where_there_is_none_is_an_error(argument, gpus):
         make(argument)
 
 
-def test_files_written_for_a_gpu_still_run_without_one(gpus):
+def test_config_dict_asks_as_the_command_line_does(gpus):
     gpus(0)
-    assert make(use_gpu=True, gpu_id="0")["device"].type == "cpu"
+    with pytest.raises(GuiderError, match="use_gpu=True asks for CUDA"):
+        make(use_gpu=True)
+    with pytest.raises(GuiderError, match="device is cpu but use_gpu is True"):
+        make(use_gpu=True, device="cpu")
+    for arguments in (["--use_gpu=False"], ["--device=cpu"]):
+        assert make(*arguments, use_gpu=True)["device"].type == "cpu", "the command line overrides"
+
+
+def test_files_written_for_a_gpu_still_run_without_one(gpus, tmp_path, caplog):
+    gpus(0)
+    warn_once.cache_clear()
+    assert make(gpu_id="0")["device"].type == "cpu" and not caplog.records
+    file = write(tmp_path / "gpu.yaml", "use_gpu: True\ngpu_id: '0'\n")
+    assert make(files=[file], device="cpu")["device"].type == "cpu" and not caplog.records
+    for _ in range(2):
+        assert make(files=[file])["device"].type == "cpu"
+    assert [record.message.partition(", but")[0] for record in caplog.records] == ["a property file has use_gpu: True"]
 
 
 @pytest.mark.parametrize(
