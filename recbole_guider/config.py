@@ -9,15 +9,22 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
-import recbole.config.configurator
 import torch
 import yaml
 from recbole.config import Config
 
 from recbole_guider import compat
+from recbole_guider.checks import (
+    check_teacher_parameters,
+    check_values,
+    model_properties,
+    recboles_errors,
+    shared_properties,
+    unknown_keys,
+    warn_once,
+)
 from recbole_guider.denoising.settings import DenoisingSettings
 from recbole_guider.errors import GuiderError
 from recbole_guider.parallel import group
@@ -65,7 +72,8 @@ class GuiderConfig(Config):
 
     Raises:
         GuiderError: a file that is missing or malformed, an unknown model, a wrong setting in ``guider``,
-            CUDA asked for where there is none.
+            CUDA asked for where there is none, a value that RecBole or the model cannot have, a slip in the name of a
+            setting of this package.
     """
 
     #: The settings of the guider block, or None for the plain model.
@@ -94,7 +102,9 @@ class GuiderConfig(Config):
         if isinstance(config_file_list, (str, os.PathLike)):
             config_file_list = [config_file_list]
         super().__init__(model, dataset, config_file_list, config_dict)
-        del self._command_line, self._stored, self._sources
+        if self._unknown and group.is_main():
+            warn_once(f"settings that nothing reads: {', '.join(self._unknown)}")
+        del self._command_line, self._stored, self._sources, self._unknown
 
     # -- reading the sources
     # ------------------------------------------------------------------------------------------
@@ -194,7 +204,7 @@ class GuiderConfig(Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(self._backbone_name, self._backbone_class, dataset)
-        for file in (properties_dir() / "overall.yaml", _model_properties(self._backbone_name)):
+        for file in (properties_dir() / "overall.yaml", properties_dir() / "model" / f"{self._backbone_name}.yaml"):
             if file.is_file():
                 self.internal_config_dict = merge(self.internal_config_dict, read_yaml(file))
         file = dataset_configs_dir() / f"{dataset}.yaml"
@@ -218,7 +228,17 @@ class GuiderConfig(Config):
                 if block is not None and block is not False
             }
         final["backbone"] = self._backbone_name
+        # before values: a slip in the name of a block leaves it out
+        self._unknown = unknown_keys(
+            {**self.variable_config_dict, **self.cmd_config_dict}, self.file_config_dict,
+            [*self.internal_config_dict, *(key for keys in self.parameters.values() for key in keys)],
+            self.parameters["Guider"], self._backbone_class,
+        )
         self._apply_settings(final)
+        check_values(final, self._backbone_name)
+        settings = self.guider_settings
+        if settings is not None and settings.schedule == "pretrained" and not final["eval_step"]:
+            raise GuiderError("eval_step is 0: with guider.schedule pretrained it must be 1 or more.")
         return final
 
     def _apply_settings(self, final: dict[str, Any]) -> None:
@@ -234,7 +254,7 @@ class GuiderConfig(Config):
                 raise GuiderError(str(error).replace("guider.", "")) from None
         else:
             block = final["guider"]
-            if block in (None, False, True):
+            if block is None or block is False or block is True:
                 block = {}
             if isinstance(block, Mapping):
                 block = {**block, **experiment}
@@ -247,6 +267,8 @@ class GuiderConfig(Config):
                 check_trainable(get_model_class(checked.teacher), "a teacher is one of the")
             except GuiderError as error:
                 raise GuiderError(f"guider.teacher: {error}") from error
+            teacher = "FREEDOM" if checked.variant == "released" else checked.teacher
+            check_teacher_parameters(checked.teacher_parameters, teacher, get_model_class(teacher))
         assert checked is not None  # as above
         final["eval_mask"], final["noise"] = checked.eval_mask, checked.noise.model_dump()
         mirror_gradient = MirrorGradientSettings.from_block(final["mirror_gradient"])
@@ -271,7 +293,16 @@ class GuiderConfig(Config):
 
     def _set_default_parameters(self) -> None:
         self._data_root = self.final_config_dict["data_path"]
-        super()._set_default_parameters()
+        with recboles_errors():
+            super()._set_default_parameters()
+
+    def _set_train_neg_sample_args(self) -> None:
+        with recboles_errors():
+            super()._set_train_neg_sample_args()
+
+    def _set_eval_neg_sample_args(self, phase: str) -> None:
+        with recboles_errors():
+            super()._set_eval_neg_sample_args(phase)
 
     # -- device
     # -------------------------------------------------------------------------------------------------------
@@ -298,7 +329,9 @@ class GuiderConfig(Config):
         use_gpu, gpu_id = final["use_gpu"], final["gpu_id"]
         if request.startswith("cuda") and use_gpu is False:
             raise GuiderError(f"device is {request} but use_gpu is False: change one of the two.")
-        if request == "cpu" and self.cmd_config_dict.get("use_gpu") is True:
+        typed, given = self.cmd_config_dict, self.variable_config_dict
+        asks = typed.get("use_gpu", given.get("use_gpu"))
+        if request == "cpu" and asks is True and ("use_gpu" in typed or "device" not in typed):
             raise GuiderError("device is cpu but use_gpu is True: change one of the two.")
         if request == "cpu" or request == "auto" and (use_gpu is False or not gpu_id):
             return "cpu"
@@ -312,19 +345,23 @@ class GuiderConfig(Config):
                     f"is cuda:0."
                 )
             return "cuda" if request == "auto" else request
-        asked = [
-            f"{key}={self.cmd_config_dict[key]}"
-            for key in ("use_gpu", "gpu_id")
-            if self.cmd_config_dict.get(key)
-        ]
+        asked = ""
         if request != "auto":
-            asked = [f"device={request}"]
-        elif "gpu_id" in self.cmd_config_dict and gpu_id and not asked:
-            asked = [f"gpu_id={gpu_id}"]  # GPU 0
+            asked = f"device={request}"
+        elif asks:
+            asked = f"use_gpu={asks}"
+        elif "gpu_id" in typed:
+            asked = f"gpu_id={gpu_id}"
         if asked:
             raise GuiderError(
-                f"{asked[0]} asks for CUDA, but torch {torch.__version__} finds no CUDA device here; use "
+                f"{asked} asks for CUDA, but torch {torch.__version__} finds no CUDA device here; use "
                 f"device=cpu, or device=auto to take what is there."
+            )
+        if self.file_config_dict.get("use_gpu") and not final.get("local_rank"):
+            # no error: machines share property files
+            warn_once(
+                f"a property file has use_gpu: {self.file_config_dict['use_gpu']}, but torch {torch.__version__} finds "
+                f"no CUDA device here: this run takes the CPU"
             )
         return "cpu"
 
@@ -335,8 +372,6 @@ class GuiderConfig(Config):
         rank = local_rank + final["offset"]
         on_cuda = self._pick_device() != "cpu"
         backend = final["backend"]
-        if backend not in ("auto", "nccl", "gloo"):
-            raise GuiderError(f"backend is {backend!r}: it must be auto, nccl or gloo.")
         if backend == "auto":
             backend = "nccl" if on_cuda else "gloo"
         elif backend == "nccl" and not on_cuda:
@@ -364,9 +399,10 @@ class GuiderConfig(Config):
         """The configuration to make the teacher with: this one, with the teacher's hyper-parameters.
 
         They are the defaults of the teacher's model, RecBole's and this package's; embedding_size is the
-        student's; and ``guider.teacher_parameters`` overrides both. A teacher of the same model as the
-        student starts from the student's values instead of the defaults. ``["model"]`` is the teacher's name;
-        changes do not reach this configuration.
+        student's; and ``guider.teacher_parameters`` overrides both. A learning rate or another setting for all
+        models is the student's too, unless it is what the student's model has by default. A teacher of the same
+        model as the student starts from the student's values instead of the defaults. ``["model"]`` is the
+        teacher's name; changes do not reach this configuration.
 
         Raises:
             GuiderError: the guider block is off.
@@ -377,10 +413,13 @@ class GuiderConfig(Config):
         model_class: Any = get_model_class(name)
         final = copy.deepcopy(self.final_config_dict)
         if name != self._backbone_name:
-            recbole_properties = Path(recbole.config.configurator.__file__).parent.parent / "properties"
-            for file in (recbole_properties / "model" / f"{name}.yaml", _model_properties(name)):
-                if file.is_file():
-                    final.update(read_yaml(file))
+            shared = {key: value for file in shared_properties() for key, value in read_yaml(file).items()}
+            for file in model_properties(self._backbone_name):
+                for key, value in read_yaml(file).items():
+                    if final.get(key) == value:
+                        final[key] = shared.get(key)
+            for file in model_properties(name):
+                final.update(read_yaml(file))
             if "embedding_size" in self.final_config_dict:
                 final["embedding_size"] = self.final_config_dict["embedding_size"]
         final.update(copy.deepcopy(self.guider_settings.teacher_parameters))
@@ -531,7 +570,3 @@ def _denoised(backbone: type) -> type:
     from recbole_guider.model.denoised import denoised_class
 
     return denoised_class(backbone)
-
-
-def _model_properties(name: str) -> Path:
-    return properties_dir() / "model" / f"{name}.yaml"

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
 from recbole_guider.checkpoint import load
+from recbole_guider.checks import check_outputs, check_valid_metric
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.detection import detection_line
@@ -159,10 +160,13 @@ def _run_process(
 def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, Any]:
     start = time()
     verbose = verbose and group.is_main()
+    check_outputs(config)
     resume = config["resume"]
     if resume and group.is_main() and not (isinstance(resume, (str, os.PathLike)) and Path(resume).is_file()):
         raise GuiderError(f"resume is {resume}: there is no such checkpoint; a killed run leaves <name>.last.pth.")
     trainer, train_data, valid_data, test_data = _prepare(config)
+    if valid_data and config["eval_step"] > 0:
+        check_valid_metric(config)
     if resume:
         trainer.resume_checkpoint(resume)
     training_start = time()

@@ -93,7 +93,7 @@ def backbone_class(name: str) -> type:
         return _registered[bare]
     entry = _index().get(bare)
     if entry is None:
-        near = [name[: len(name) - len(bare)] + known for known in _nearest(bare)]
+        near = _nearest(name)
         guess = f"did you mean {' or '.join(near)}?" if near else "recbole_guider.list_models() has the names."
         raise GuiderError(
             f"there is no model {name!r}; {guess} A class of your own is known by its name after "
@@ -242,5 +242,16 @@ def _index() -> dict[str, _Entry]:
 
 
 def _nearest(name: str) -> list[str]:
-    by_lower = {known.lower(): known for known in _index()}
-    return [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
+    """The names most like ``name``; with the prefix, in whatever case it is written, those that may have it."""
+    guided = name.lower().startswith(PREFIX.lower())
+    bare = name[len(PREFIX):] if guided else name
+    by_lower = {known.lower(): known for known in (*_index(), *_registered)}
+    near = [by_lower[lower] for lower in difflib.get_close_matches(bare.lower(), by_lower, n=10, cutoff=0.6)]
+    return [PREFIX + known for known in near if _can_be_guided(known)][:3] if guided else near[:3]
+
+
+def _can_be_guided(name: str) -> bool:
+    try:
+        return _trains(backbone_class(name))
+    except GuiderError:
+        return False  # it needs a package that is not installed

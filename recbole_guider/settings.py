@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -17,6 +17,12 @@ from recbole_guider.errors import GuiderError
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Words(NamedTuple):
+    """Put into an annotation: what values it takes, in words, where its type does not say it well."""
+
+    words: str
 
 
 class Settings(BaseModel):
@@ -243,7 +249,7 @@ def validated(schema: type[SomeSettings], block: Mapping[Any, Any], name: str) -
     Args:
         schema: the class of the settings.
         block: any part of its keys.
-        name: what the block is called in messages.
+        name: what the block is called in messages; empty for what stands at the top level.
 
     Raises:
         GuiderError: a key that does not exist, a value of another type or out of range; the message names the dotted
@@ -292,7 +298,7 @@ def _explain(error: ValidationError, schema: type[BaseModel], name: str) -> str:
     mistakes = error.errors(include_url=False, include_context=False)
     mistake = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
     model = schema
-    path = [name]
+    path = [name] if name else []
     for part in mistake["loc"]:
         path.append(str(part))
         if part not in model.model_fields:
@@ -323,6 +329,9 @@ def _explain_unknown(key: str, model: type[BaseModel], schema: type[BaseModel], 
 
 def _allowed(annotation: Any, metadata: list[Any]) -> str:
     """What values a field takes, in words."""
+    for part in metadata:
+        if isinstance(part, Words):
+            return part.words
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *constraints = get_args(annotation)

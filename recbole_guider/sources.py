@@ -19,6 +19,12 @@ from recbole_guider.yaml_files import YamlLoader
 #: Keys whose mappings are merged key by key over all sources; RecBole replaces other mappings as a whole.
 BLOCKS = ("guider", "modalities", "noise", "denoising", "mirror_gradient")
 
+#: RecBole's keys whose values are lists of names.
+_LISTS = {
+    *("benchmark_filename", "metrics", "additional_feat_suffix", "normalize_field", "numerical_features"),
+    *("alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id"),
+}
+
 #: Arguments of the launchers themselves (run_recbole_guider.py, recbole-guider), which are not settings.
 _LAUNCHER_FLAGS = {
     *("--model", "-m", "--dataset", "-d", "--config_files", "--nproc", "--ip", "--port", "--world_size"),
@@ -36,9 +42,13 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     entry of a mapping, and comes after the plain keys of the same ``update``.
 
     Raises:
-        GuiderError: a dotted key goes through a value that is no mapping.
+        GuiderError: a dotted key goes through a value that is no mapping, or stands beside ``False`` for its block.
     """
     merged = dict(base)
+    for key in update:
+        head, dot, _ = str(key).partition(".")
+        if dot and head in BLOCKS:
+            _require_block(head, update.get(head), key)
     for key, value in _plain_keys_first(update):
         head, *path = key.split(".") if isinstance(key, str) else [key]
         if head in BLOCKS:
@@ -53,6 +63,15 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+def _require_block(head: str, value: Any, key: str) -> None:
+    """Raise if ``value``, which one source gives a block, leaves no place for the entry ``key`` of the same source."""
+    if value is False:
+        raise GuiderError(f"{key} is set where {head} is False, which switches it off: give one of the two.")
+    value = expanded(value) if head == "denoising" else value
+    if not (value is None or value is True or isinstance(value, Mapping)):
+        raise GuiderError(f"{key} cannot be set: {head} is {value!r}, which is not a mapping.")
 
 
 def _of_same_method(before: Any, value: Any) -> Any:
@@ -111,10 +130,11 @@ def parse_value(key: str, text: str) -> Any:
     """What ``text``, given for ``key`` on the command line or as a string in ``config_dict``, stands for.
 
     A Python literal, else true or false in any case, else the text itself: RecBole's rules, but nothing is
-    executed. In the blocks of this package, and where the text begins with a brace, YAML is understood too.
+    executed. In the blocks of this package, and where the text begins with a brace, YAML is understood too; lists of
+    names need no quotes.
 
     Raises:
-        GuiderError: the value of a block is neither.
+        GuiderError: the value of a block is neither, or lacks the space after a colon.
     """
     try:
         value = ast.literal_eval(text)
@@ -125,6 +145,8 @@ def parse_value(key: str, text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     in_block = key.partition(".")[0] in BLOCKS
+    if key in _LISTS and re.fullmatch(r"\[.*\]", text):
+        return [part.strip() for part in text[1:-1].split(",") if part.strip()]
     if not in_block and not text.startswith("{"):
         return text
     try:
@@ -135,9 +157,21 @@ def parse_value(key: str, text: str) -> Any:
         raise GuiderError(
             f"{key} is {text!r}, which is neither a value nor YAML: {getattr(error, 'problem', error)}."
         ) from error
+    _require_spaces(key, text, value)
     if in_block:
         return value if value is None or isinstance(value, (str, int, float, list, dict)) else text
     return value if isinstance(value, dict) else text
+
+
+def _require_spaces(key: str, text: str, value: Any) -> None:
+    """Raise if YAML took ``{a:1}`` for a mapping without values."""
+    if not isinstance(value, dict):
+        return
+    for name, part in value.items():
+        if part is None and isinstance(name, str) and ":" in name:
+            spaced = text.replace(name, name.replace(":", ": ", 1), 1)
+            raise GuiderError(f"{key} is {text!r}: YAML wants a space after a colon, as in {spaced!r}.")
+        _require_spaces(key, text, part)
 
 
 def split_arguments(arguments: Sequence[str]) -> dict[str, str]:

@@ -787,6 +787,15 @@ def test_confidence_and_weights_can_be_left_out():
     assert (plain.score != full.score).any()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"), [({"seed": -1}, "seed is -1"), ({"features": [np.ones((5, 2))]}, "features is a list")]
+)
+def test_calibrate_says_what_is_wrong(given, message):
+    arguments = {"users": [0, 0, 1], "items": [0, 1, 2], "features": {}, "n_users": 2, "n_items": 5, **given}
+    with pytest.raises(GuiderError, match=message):
+        calibrate(**arguments)
+
+
 def test_short_profiles():
     # Users with one or two items only: nothing but the prior, and no user without a clean item.
     users, items = np.array([0, 1, 1, 2, 3, 3]), np.array([0, 1, 2, 3, 4, 0])

@@ -16,9 +16,11 @@ from recbole.config import Config
 from recbole.model.general_recommender import BPR, LightGCN
 
 import recbole_guider.config as config_module
+from recbole_guider.checks import check_values, warn_once
 from recbole_guider.command_lines import run_command, split_files
 from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
+from recbole_guider.registry import list_models
 from recbole_guider.settings import GuiderSettings, NoiseSettings
 from recbole_guider.sources import merge, parse_value
 from recbole_guider.yaml_files import read_yaml
@@ -39,6 +41,14 @@ def write(path: Path, text: str) -> str:
 
 class MyModel(LightGCN):
     """A user's own model, unknown to the registry."""
+
+
+class OwnKeys(BPR):
+    """A user's own model with settings of its own."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.knob, self.nois = config["knob"], config["nois"]
 
 
 # -- RecBole's meaning ----------------------------------------------------------------------------------------------
@@ -89,6 +99,25 @@ def test_yaml_blocks_can_be_typed():
     assert parse_value("eval_args", "{split: {RS: [8, 1, 1]}}") == {"split": {"RS": [8, 1, 1]}}
     with pytest.raises(GuiderError, match=r"guider\.dbpr is '\{eta: \['"):
         parse_value("guider.dbpr", "{eta: [")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("noise.features", "{image:0.1}", r"a space after a colon, as in '\{image: 0\.1\}'"),
+        ("modalities", "{image: {file:x.npy}}", r"a space after a colon, as in '\{image: \{file: x\.npy\}\}'"),
+        ("load_col", "{inter:null}", "a space after a colon"),
+    ],
+)
+def test_a_missing_space_after_a_colon_is_named(key, text, message):
+    with pytest.raises(GuiderError, match=message):
+        parse_value(key, text)
+
+
+def test_lists_of_names_need_no_quotes_where_recbole_wants_a_list():
+    assert parse_value("benchmark_filename", "[train, valid,test]") == ["train", "valid", "test"]
+    assert parse_value("metrics", "[Recall]") == ["Recall"] and parse_value("metrics", "Recall") == "Recall"
+    assert parse_value("user_inter_num_interval", "[0,inf]") == "[0,inf]", "an interval"
 
 
 def test_recbole_lists_of_parameters_stay_as_they_are():
@@ -164,6 +193,19 @@ def test_merging(sources, expected):
     assert sources == untouched
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--guider=False", "--guider.dbpr.eta=0.2"], r"guider\.dbpr\.eta is set where guider is False"),
+        (["--noise.seed=1", "--noise=false"], r"noise\.seed is set where noise is False"),
+        (["--guider=0", "--guider.dbpr.eta=0.2"], r"guider\.dbpr\.eta cannot be set: guider is 0"),
+    ],
+)
+def test_a_source_that_contradicts_itself_is_an_error(arguments, message):
+    with pytest.raises(GuiderError, match=message):
+        make(*arguments)
+
+
 def test_a_modality_can_be_taken_out():
     known = make(dataset="ml-100k")["modalities"]
     assert {"title", "genre"} <= set(known)
@@ -229,6 +271,8 @@ def test_a_class_can_be_the_model():
         ({"guider": {"teacher": "ItemKNN"}}, r"guider\.teacher: model ItemKNN is of type traditional"),
         ({"guider": {"dbpr": {"etta": 1}}}, r"guider\.dbpr\.etta is not a setting; did you mean guider\.dbpr\.eta"),
         ({"guider": "maybe"}, "guider is 'maybe'"),
+        ({"guider": 0}, "guider is 0: give true, false or a block"),
+        ({"guider": 1}, "guider is 1: give true, false or a block"),
         ({"model": "BPR", "eval_mask": "mmrecc"}, r"^eval_mask is 'mmrecc': it must be recbole or mmrec"),
         ({"model": "BPR", "noise": {"interactions": -1}}, r"^noise\.interactions is -1: it must be a number >= 0"),
         ({"device": "gpu"}, r"device is 'gpu': it must be auto, cpu, cuda or cuda:N"),
@@ -237,6 +281,153 @@ def test_a_class_can_be_the_model():
 def test_mistakes_are_named(keywords, message):
     with pytest.raises(GuiderError, match=message):
         make(**keywords)
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("epochs=abc", "^epochs is 'abc': it must be a whole number >= 0"),
+        ("epochs=-1", "^epochs is -1"),
+        ("seed=abc", "^seed is 'abc'"),
+        ("seed=-1", "^seed is -1: it must be a whole number >= 0 and <= 4294967295"),
+        ("learning_rate=abc", "^learning_rate is 'abc': it must be a number >= 0"),
+        ("weight_decay=abc", "^weight_decay is 'abc'"),
+        ("train_batch_size=0", "^train_batch_size is 0: it must be a whole number >= 1"),
+        ("learner=foo", "^learner is 'foo': it must be adam, adamw, sgd, adagrad, rmsprop or sparse_adam"),
+        ("clip_grad_norm=3", "^clip_grad_norm is 3: it must be a block of keys or null"),
+        ("backend=abc", "^backend is 'abc': it must be auto, nccl or gloo"),
+        ("metrics=Foo", "^metrics names 'Foo', which is no metric of RecBole"),
+        ("metrics=[Recal]", "^metrics names 'Recal', .*; did you mean recall"),
+        ("valid_metric=Foo@3", "^valid_metric names 'Foo'"),
+        ("topk=0", "^topk is 0: it must be a whole number >= 1 or a list of them"),
+        ("topk=['a']", "^topk is "),
+        ("eval_args=full", r"^eval_args is 'full': it is a block of keys \("),
+        ("eval_args.mode=foo", r"^eval_args\.mode is 'foo': it must be full, labeled, uni<N> or pop<N>"),
+        ("eval_args.mode={valid: unix}", r"^eval_args\.mode is"),
+        ("train_neg_sample_args.sample_num=0", r"^train_neg_sample_args\.sample_num is 0"),
+        ("train_neg_sample_args.distribution=foo", r"distribution is 'foo': it must be uniform or popularity"),
+        ("embedding_size=abc", "^embedding_size is 'abc'"),
+        ("embedding_size=0", "^embedding_size is 0: it must be a whole number >= 1"),
+        ("reg_weight=abc", "^reg_weight is 'abc': it must be a number"),
+        ("n_ui_layers=abc", "^n_ui_layers is 'abc': it must be a whole number >= 0"),
+        ("n_ui_layers=-1", "^n_ui_layers is -1"),
+        ("n_mm_layers=True", "^n_mm_layers is True"),
+        ("knn_k=1.5", "^knn_k is 1.5: it must be a whole number >= 1"),
+        ("knn_k=0", "^knn_k is 0"),
+        ("train_features=abc", "^train_features is 'abc': it must be true or false"),
+        ("modality_weights=3", "^modality_weights is 3: it must be a block of keys or null"),
+    ],
+)
+def test_wrong_values_are_named(argument, message):
+    with pytest.raises(GuiderError, match=message):
+        make(f"--{argument}")
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("FREEDOM", ["--learner=Adam", "--topk=5", "--metrics=recall", "--modality_weights={image: 1}", "--epochs=0"]),
+        ("FREEDOM", ["--eval_args.mode={valid: uni10, test: full}", "--learning_rate=1", "--modality_weights=None"]),
+        ("SMORE", ["--knn_k={image: 3}"]),
+        ("MMGCN", ["--latent_size={image: null}"]),
+        ("MMGCF", ["--feat_embed_dim=None"]),
+        ("BM3", []),
+        ("SimpleX", ["--negative_weight=0.5"]),
+        ("LightGCN", ["--train_neg_sample_args={distribution: popularity, alpha: 0.5}"]),
+    ],
+)
+def test_right_values_pass(model, arguments):
+    make(*arguments, model=model)
+
+
+def test_every_default_is_a_value_that_may_be_given():
+    for info in list_models():
+        check_values(make(model=info.name).to_plain(), info.name)
+
+
+def test_limits_come_from_the_property_files():
+    with pytest.raises(GuiderError, match="drop_rate is 1: it must be a number >= 0.0 and < 1.0"):
+        make("--drop_rate=1", model="DGCN")
+    with pytest.raises(GuiderError, match="knn_k is 0: it must be a whole number >= 1 or a block of keys"):
+        make("--knn_k=0", model="SMORE")
+    with pytest.raises(GuiderError, match="n_layers is 'abc': it must be a number"):
+        make("--n_layers=abc", model="LightGCN")
+
+
+def test_what_recbole_refuses_is_an_error_with_its_cause():
+    with pytest.raises(GuiderError, match="RecBole does not accept this configuration: Ranking metrics") as caught:
+        make("--metrics=['AUC', 'Recall']")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_teacher_that_is_trained_first_needs_evaluations():
+    with pytest.raises(GuiderError, match=r"eval_step is 0: with guider\.schedule pretrained"):
+        make("--eval_step=0", guider={"schedule": "pretrained"})
+    make("--eval_step=0", guider={"schedule": "in_sync"})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_layers": "abc"}, r"guider\.teacher_parameters\.n_layers is 'abc': it must be a number"),
+        ({"learning_rate": -1}, r"guider\.teacher_parameters\.learning_rate is -1"),
+        ({"n_layerz": 3}, r"guider\.teacher_parameters\.n_layerz is not a parameter .*; did you mean n_layers"),
+        ({"something": 3}, r"something is not a parameter of LightGCN\. Allowed: .*n_layers, reg_weight"),
+    ],
+)
+def test_wrong_parameters_of_a_teacher_are_named(parameters, message):
+    with pytest.raises(GuiderError, match=message):
+        make(guider={"teacher_parameters": parameters})
+
+
+def test_a_teacher_may_be_given_the_parameters_of_another_one():
+    teacher = make(guider={"teacher": "BPR", "teacher_parameters": {"n_layers": 3}}).teacher_config()
+    assert teacher["model"] == "BPR"
+
+
+def test_the_released_teacher_has_the_parameters_of_freedom():
+    make(guider={"variant": "released", "teacher_parameters": {"knn_k": 4}})
+
+
+# -- names of settings ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("guidr", "guider"), ("Guider", "guider"), ("modalites", "modalities"), ("nosie", "noise")]
+    + [("mirror-gradient", "mirror_gradient"), ("denoisng", "denoising"), ("eval_masks", "eval_mask")],
+)
+def test_a_slip_in_a_key_of_this_package_is_an_error(written, meant, tmp_path):
+    message = f"{written} is not a setting; did you mean {meant}?"
+    with pytest.raises(GuiderError, match=message):
+        make(f"--{written}=x")
+    with pytest.raises(GuiderError, match=message):
+        make(**{written: {"x": 1}})
+    with pytest.raises(GuiderError, match=message):
+        make(files=[write(tmp_path / "a.yaml", f"{written}: {{x: 1}}\n")])
+
+
+def test_keys_that_nothing_reads_give_one_warning(tmp_path, caplog):
+    warn_once.cache_clear()
+    file = write(tmp_path / "a.yaml", "lerning_rate: 3\nmine: 1\nn_layers: 3\nhidden_dropout_prob: 0.5\n")
+    for _ in range(2):
+        make("--valid_metirc.x=1", files=[file], something=1, mlp_hidden_size=[3])
+    assert [record.message for record in caplog.records] == [
+        "settings that nothing reads: lerning_rate (did you mean learning_rate?), something, "
+        "valid_metirc (did you mean valid_metric?)"
+    ]
+
+
+def test_keys_that_are_read_give_no_warning(caplog):
+    warn_once.cache_clear()
+    for model in ("SASRec", "FREEDOM", "BPR"):
+        make("--resume=", "--loss_type=CE", "--wandb_project=x", "--alias_of_mine=[a]", model=model, replay=None,
+             train_neg_sample_args=None)
+    make(model=OwnKeys, knob=3, nois=1)
+    assert not caplog.records
 
 
 # -- files and the command line -------------------------------------------------------------------------------------
@@ -357,9 +548,25 @@ def test_asking_for_cuda_where_there_is_none_is_an_error(argument, gpus):
         make(argument)
 
 
-def test_files_written_for_a_gpu_still_run_without_one(gpus):
+def test_config_dict_asks_as_the_command_line_does(gpus):
     gpus(0)
-    assert make(use_gpu=True, gpu_id="0")["device"].type == "cpu"
+    with pytest.raises(GuiderError, match="use_gpu=True asks for CUDA"):
+        make(use_gpu=True)
+    with pytest.raises(GuiderError, match="device is cpu but use_gpu is True"):
+        make(use_gpu=True, device="cpu")
+    for arguments in (["--use_gpu=False"], ["--device=cpu"]):
+        assert make(*arguments, use_gpu=True)["device"].type == "cpu", "the command line overrides"
+
+
+def test_files_written_for_a_gpu_still_run_without_one(gpus, tmp_path, caplog):
+    gpus(0)
+    warn_once.cache_clear()
+    assert make(gpu_id="0")["device"].type == "cpu" and not caplog.records
+    file = write(tmp_path / "gpu.yaml", "use_gpu: True\ngpu_id: '0'\n")
+    assert make(files=[file], device="cpu")["device"].type == "cpu" and not caplog.records
+    for _ in range(2):
+        assert make(files=[file])["device"].type == "cpu"
+    assert [record.message.partition(", but")[0] for record in caplog.records] == ["a property file has use_gpu: True"]
 
 
 @pytest.mark.parametrize(
@@ -461,6 +668,17 @@ def test_the_teacher_has_its_own_parameters(tmp_path):
     assert teacher.guider_settings is config.guider_settings
     teacher["eval_args"]["mode"] = "changed"
     assert config["eval_args"]["mode"] != "changed"
+
+
+def test_what_a_backbone_has_by_default_is_not_its_teachers():
+    assert GuiderConfig("GUIDER_DRAGON", "toy", command_line=[])["learning_rate"] == 1e-4
+    for model, key, default in (("DRAGON", "learning_rate", 0.001), ("SLMRec", "weight_decay", 0.0)):
+        config = GuiderConfig(f"GUIDER_{model}", "toy", command_line=[])
+        assert config.teacher_config()[key] == default
+        asked = GuiderConfig(f"GUIDER_{model}", "toy", config_dict={key: 0.005}, command_line=[])
+        assert asked.teacher_config()[key] == asked[key] == 0.005
+        again = GuiderConfig.from_plain(asked.to_plain())
+        assert again.teacher_config()[key] == 0.005
 
 
 def test_teacher_parameters_win():

@@ -233,3 +233,32 @@ def test_the_script_and_the_command_tell_errors_in_one_line(toy_folder: Path) ->
     assert "Traceback" not in done.stderr
     assert "FREEDOM" in done.stderr and done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert not Path("saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint_dir": "taken"}, "checkpoint_dir is taken: .*taken is a file, and must be a folder"),
+        ({"checkpoint_dir": "taken/inside"}, "checkpoint_dir is taken/inside: .*taken is a file"),
+        ({"log_wandb": True}, "the package wandb is not installed: pip install wandb"),
+        ({"valid_metric": "MRR@5"}, "valid_metric is MRR@5, .* one of recall@5, ndcg@5"),
+        ({"valid_metric": "Recall@10"}, "valid_metric is Recall@10, which metrics and topk do not give"),
+    ],
+)
+def test_what_would_fail_after_an_epoch_fails_before_it(
+    changes: dict[str, Any], message: str, toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_training(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("it trains")
+
+    Path("taken").write_text("")
+    monkeypatch.setattr(Trainer, "fit", no_training)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(GuiderError, match=message):
+        run_recbole_guider("BPR", "toy", config_dict={**toy, **changes})
+
+
+def test_metrics_without_a_cutoff_can_decide(toy: dict[str, Any]) -> None:
+    changes = {"metrics": ["GAUC", "ShannonEntropy"], "epochs": 1}
+    for metric in ("GAUC", "shannonentropy@5"):
+        run_recbole_guider("BPR", "toy", config_dict={**toy, **changes, "valid_metric": metric}, saved=False)

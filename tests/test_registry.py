@@ -39,6 +39,8 @@ def test_a_guider_name_wraps_the_backbone_once():
         ("LigthGCN", r"there is no model 'LigthGCN'; did you mean LightGCN"),
         ("lightgcn", r"there is no model 'lightgcn'; did you mean LightGCN"),
         ("GUIDER_FREDOM", r"there is no model 'GUIDER_FREDOM'; did you mean GUIDER_FREEDOM"),
+        ("guider_freedom", r"there is no model 'guider_freedom'; did you mean GUIDER_FREEDOM"),
+        ("GUIDER_Randm", r"there is no model 'GUIDER_Randm'; (?!.*GUIDER_Random)"),
         ("zzzzzz", r"there is no model 'zzzzzz'; recbole_guider\.list_models\(\) has the names"),
         ("GUIDER_GUIDER_FREEDOM", r"there is no model 'GUIDER_GUIDER_FREEDOM'"),
         ("GUIDER_SASRec", r"model SASRec is of type sequential: GUIDER denoises general recommenders"),

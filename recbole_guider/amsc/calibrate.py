@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from recbole_guider.amsc.judge import LogCounts, check_modalities, learn, learning_sample
 from recbole_guider.amsc.profiles import build_profiles
 from recbole_guider.amsc.similarity import modality_list
+from recbole_guider.errors import GuiderError
 from recbole_guider.settings import CalibrationSettings
 
 Feature = ArrayLike | tuple[ArrayLike, ArrayLike]
@@ -115,6 +116,10 @@ def calibrate(
         (5,)
     """
     settings = CalibrationSettings() if settings is None else settings
+    if seed < 0:
+        raise GuiderError(f"seed is {seed}: it must be a whole number >= 0.")
+    if not isinstance(features, Mapping):
+        raise GuiderError(f"features is a {type(features).__name__}: it must be a mapping, name -> array.")
     profiles = build_profiles(users, items, n_users, n_items)
     if settings.method == "none":
         return _all_clean(len(profiles.inverse), n_items)

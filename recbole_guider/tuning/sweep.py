@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
+from recbole_guider.checks import check_valid_metric
 from recbole_guider.command_lines import run_command
 from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
@@ -179,6 +180,7 @@ def _define(
             f"epochs is {config['epochs']} and eval_step {config['eval_step']}: a trial would end without an "
             f"evaluation; eval_step must be between 1 and epochs."
         )
+    check_valid_metric(config)
     definition = SweepDefinition(
         name=f"recbole-guider-{secrets.token_hex(6)}",
         settings=settings,

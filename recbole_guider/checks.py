@@ -1,0 +1,337 @@
+"""What is wrong with a configuration, found before anything is trained: names that nobody reads, and values that
+RecBole or a model would stumble over."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from logging import getLogger
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import recbole
+from pydantic import BeforeValidator, ConfigDict, Field, create_model
+from recbole.evaluator import metric_types
+from recbole.evaluator.register import metric_information
+
+import recbole_guider
+from recbole_guider.errors import GuiderError
+from recbole_guider.resources import properties_dir
+from recbole_guider.settings import NonNegative, Settings, Words, validated
+from recbole_guider.yaml_files import read_yaml
+
+_RECBOLE = Path(recbole.__file__).resolve().parent
+_PACKAGE = Path(recbole_guider.__file__).resolve().parent
+
+# -- values -------------------------------------------------------------------------------------------------------
+
+
+class _Some(Settings):
+    """Settings among other ones."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+def _some(name: str, **fields: Any) -> type[Settings]:
+    """Settings of which any part may be given."""
+    optional: dict[str, Any] = {key: (annotation, None) for key, annotation in fields.items()}
+    return create_model(name, __base__=_Some, **optional)
+
+
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+_Mode = Annotated[str, Field(pattern=r"^(full|labeled|(uni|pop)[1-9]\d*)$")]
+
+#: RecBole's settings, as far as a wrong value would be seen late or not at all.
+_RECBOLES = _some(
+    "RecBoleSettings",
+    seed=Annotated[int, Field(ge=0, le=2**32 - 1)],
+    worker=Natural,
+    epochs=Natural,
+    train_batch_size=Count,
+    learner=Annotated[
+        Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"],
+        BeforeValidator(lambda name: name.lower() if isinstance(name, str) else name),
+    ],
+    learning_rate=NonNegative,
+    weight_decay=NonNegative,
+    embedding_size=Count,
+    train_neg_sample_args=_some(
+        "NegativeSettings", sample_num=Count, alpha=NonNegative, dynamic=bool, candidate_num=Natural,
+        distribution=Literal["uniform", "popularity"],
+    ),
+    clip_grad_norm=dict[str, Any] | None,
+    eval_step=Natural,
+    stopping_step=Natural,
+    loss_decimal_place=Natural,
+    metric_decimal_place=Natural,
+    eval_batch_size=Count,
+    eval_args=_some(
+        "EvaluationSettings", order=Literal["RO", "TO"], split=dict[str, Any] | None, group_by=str | None,
+        mode=Annotated[
+            _Mode | dict[Literal["valid", "test"], _Mode],
+            Words("full, labeled, uni<N> or pop<N>, such as uni100; or valid and test with one of these each"),
+        ],
+    ),
+    metrics=Annotated[str | list[str], Words("a name or a list of names")],
+    topk=Annotated[Count | Annotated[list[Count], Field(min_length=1)], Words("a whole number >= 1 or a list of them")],
+    valid_metric=str,
+    backend=Literal["auto", "nccl", "gloo"],
+)
+
+
+def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
+    """Raise if a setting of RecBole or a parameter of a model has a value that it cannot have.
+
+    Args:
+        final: settings, as they are before RecBole completes them.
+        model: the model whose property files say what its parameters are.
+        name: what the mapping is called in messages; empty for a whole configuration.
+
+    Raises:
+        GuiderError: the message names the key, the value and what is allowed.
+    """
+    values = dict(final)
+    negatives = values.get("train_neg_sample_args")
+    if isinstance(negatives, Mapping) and str(negatives.get("distribution", "uniform")).lower() == "none":
+        del values["train_neg_sample_args"]  # RecBole's word for none at all
+    for schema in (_RECBOLES, parameter_settings(model)):
+        validated(schema, {key: values[key] for key in schema.model_fields if key in values}, name)
+    metrics = values.get("metrics", [])
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        _check_metric("metrics", metric)
+    if "valid_metric" in values:
+        _check_metric("valid_metric", values["valid_metric"].partition("@")[0])
+
+
+def _check_metric(key: str, metric: str) -> None:
+    if metric.lower() not in metric_types:
+        raise GuiderError(
+            f"{key} names {metric!r}, which is no metric of RecBole{_guess(metric, metric_types)} Allowed: "
+            f"{', '.join(metric_types)}."
+        )
+
+
+def check_valid_metric(config: Any) -> None:
+    """Raise unless ``valid_metric`` is among the results of an evaluation.
+
+    Raises:
+        GuiderError: it is not; the message has what is.
+    """
+    results = []
+    for metric in map(str.lower, config["metrics"]):
+        at_k = {"rec.topk", "rec.items"} & set(metric_information[metric])
+        results += [f"{metric}@{k}" for k in config["topk"]] if at_k else [metric]
+    if config["valid_metric"].lower() not in results:
+        raise GuiderError(
+            f"valid_metric is {config['valid_metric']}, which metrics and topk do not give: it must be one of "
+            f"{', '.join(results)}."
+        )
+
+
+def check_outputs(config: Any) -> None:
+    """Raise if a run could not write its checkpoints or report to W&B.
+
+    Raises:
+        GuiderError: the message names the folder or the package.
+    """
+    folder = Path(config["checkpoint_dir"]).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise GuiderError(f"checkpoint_dir is {config['checkpoint_dir']}: {existing} is a file, and must be a folder.")
+    if not os.access(existing, os.W_OK):
+        raise GuiderError(f"checkpoint_dir is {config['checkpoint_dir']}: {existing} cannot be written to.")
+    if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+        raise GuiderError("log_wandb is True, but the package wandb is not installed: pip install wandb")
+
+
+@contextmanager
+def recboles_errors() -> Iterator[None]:
+    """What RecBole says of a configuration that it does not accept becomes a GuiderError."""
+    try:
+        yield
+    except GuiderError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+        raise GuiderError(f"RecBole does not accept this configuration: {error}") from error
+
+
+# -- what property files say of a model's parameters --------------------------------------------------------------
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict[str, Any]}
+_LINE = re.compile(r"^(\w+):.*?#\s*\(([^)]*)\)", re.MULTILINE)
+
+
+def model_properties(name: str) -> list[Path]:
+    """The files of a model's defaults, RecBole's and this package's, as far as they exist."""
+    files = (_RECBOLE / "properties" / "model" / f"{name}.yaml", properties_dir() / "model" / f"{name}.yaml")
+    return [file for file in files if file.is_file()]
+
+
+def shared_properties() -> list[Path]:
+    """The files of the defaults that all models have, RecBole's and this package's."""
+    return [_RECBOLE / "properties" / "overall.yaml", properties_dir() / "overall.yaml"]
+
+
+@cache
+def parameter_settings(model: str) -> type[Settings]:
+    """A model's parameters with the types and ranges that the comments of its property files name.
+
+    A comment is ``(int)``, ``(float, 0 <= . < 1)``, ``(int, >= 1, or dict)`` and so on; a whole number is never
+    negative, and what is null by default may be null. RecBole's own comments do not tell whole numbers from others.
+    """
+    fields: dict[str, Any] = {}
+    for file in model_properties(model):
+        ours, defaults = file.is_relative_to(properties_dir()), read_yaml(file)
+        for key, comment in _LINE.findall(file.read_text("utf-8")):
+            annotation = _annotation(comment, ours)
+            if annotation is not None:
+                fields[key] = annotation | None if defaults.get(key) is None else annotation
+    return _some(f"{model}Settings", **fields)
+
+
+def _annotation(comment: str, ours: bool) -> Any:
+    """The type that a comment describes; None: it describes none that is checked."""
+    names = re.findall(r"[a-z]+", comment)
+    kinds = [name for name in names if name in _TYPES]
+    if "list" in names or not kinds or not ours and not set(kinds) <= {"int", "float"}:
+        return None
+    if not ours:
+        annotation: Any = Annotated[float, Field(allow_inf_nan=False)]
+        return annotation | None if "None" in comment else annotation
+    limits: dict[str, Any] = {"ge": 0} if "int" in kinds else {}
+    limits |= {"ge" if "=" in sign else "gt": float(low) for low, sign in re.findall(r"([\d.]+) (<=?) \.", comment)}
+    limits |= {"le" if "=" in sign else "lt": float(high) for sign, high in re.findall(r"\. (<=?) ([\d.]+)", comment)}
+    limits |= {"ge" if "=" in sign else "gt": float(low) for sign, low in re.findall(r"(>=?) ([\d.]+)", comment)}
+    union = None
+    for kind in kinds:
+        part: Any = _TYPES[kind]
+        if kind == "int":
+            whole: dict[str, Any] = {sign: int(limit) for sign, limit in limits.items()}
+            part = Annotated[int, Field(**whole)]
+        elif kind == "float":
+            part = Annotated[float, Field(allow_inf_nan=False, **limits)]
+        union = part if union is None else union | part
+    return union
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+#: Settings of RecBole's trainers that a teacher may have of its own.
+_TEACHERS = (
+    "learner", "learning_rate", "weight_decay", "clip_grad_norm", "train_batch_size", "train_neg_sample_args",
+    "require_pow", "embedding_size", "loss_type",
+)
+#: How alike two names must be for one to be called a slip of the other.
+_ALIKE = 0.8
+
+
+def _near(key: object, known: Iterable[str]) -> str | None:
+    by_lower = {name.lower(): name for name in known}
+    written = str(key).lower().replace("-", "_")
+    near = difflib.get_close_matches(written, by_lower, n=1, cutoff=_ALIKE)
+    return by_lower[near[0]] if near else None
+
+
+def _guess(key: object, known: Iterable[str]) -> str:
+    near = _near(key, known)
+    return "." if near is None else f"; did you mean {near}?"
+
+
+def unknown_keys(
+    given: Mapping[str, Any], files: Mapping[str, Any], known: Iterable[str], ours: Iterable[str], model_class: type
+) -> list[str]:
+    """Settings that neither RecBole nor this package nor the model reads, each with the key that may be meant.
+
+    Of files, which may hold the parameters of other models and programs, only what looks like a slip.
+
+    Args:
+        given: what the command line and ``config_dict`` set.
+        files: what property files set.
+        known: the keys of RecBole and of this run.
+        ours: this package's own keys: a slip in one of them would train another model than was asked for.
+        model_class: the model's.
+
+    Raises:
+        GuiderError: a key is close to one of ``ours``.
+    """
+    known, ours = set(known), list(ours)
+    suspects = [key for key in {**files, **given} if key not in known and not str(key).startswith("alias_of_")]
+    if not suspects:
+        return []
+    others = set(_keys_in_properties()) | _keys_in_code()
+    of_model = _words_of(model_class)
+    suspects = [key for key in suspects if key not in others and (of_model is None or key not in of_model)]
+    notes = []
+    for key in suspects:
+        near = _near(key, ours)
+        if near is not None:
+            raise GuiderError(f"{key} is not a setting; did you mean {near}?")
+        near = _near(key, known)
+        if near is not None:
+            notes.append(f"{key} (did you mean {near}?)")
+        elif key in given and of_model is not None:
+            notes.append(str(key))
+    return notes
+
+
+def check_teacher_parameters(given: Mapping[str, Any], teacher: str, teacher_class: type) -> None:
+    """Raise if ``guider.teacher_parameters`` has a key that no model reads, or a value that the teacher cannot have.
+
+    Parameters of another model pass: a data set's file has those of its usual teacher.
+
+    Raises:
+        GuiderError: the message names the key, and what is allowed.
+    """
+    known = {*_TEACHERS, *(key for file in model_properties(teacher) for key in read_yaml(file))}
+    of_model = _words_of(teacher_class)
+    for key in given:
+        if key not in known | _keys_in_properties() and of_model is not None and key not in of_model:
+            raise GuiderError(
+                f"guider.teacher_parameters.{key} is not a parameter of {teacher}{_guess(key, known)} Allowed: "
+                f"{', '.join(sorted(known))}."
+            )
+    check_values(given, teacher, "guider.teacher_parameters")
+
+
+@cache
+def _keys_in_properties() -> frozenset[str]:
+    """The keys of every property file of RecBole and of this package."""
+    files = [*(_RECBOLE / "properties").rglob("*.yaml"), *properties_dir().rglob("*.yaml")]
+    keys = (re.findall(r"^(\w+):", file.read_text("utf-8"), re.MULTILINE) for file in files)
+    return frozenset(key for found in keys for key in found)
+
+
+@cache
+def _keys_in_code() -> frozenset[str]:
+    """The keys that RecBole or this package reads from a configuration: some are in no property file."""
+    read = re.compile(r"""config(?:_dict)?(?:\[|\.get\()["'](\w+)["']|["'](\w+)["'] (?:not )?in (?:self\.)?config""")
+    texts = (file.read_text("utf-8") for folder in (_RECBOLE, _PACKAGE) for file in folder.rglob("*.py"))
+    return frozenset(key for text in texts for pair in read.findall(text) for key in pair if key)
+
+
+@cache
+def _words_of(model_class: type) -> frozenset[str] | None:
+    """The quoted words in the source of a model and of what it derives from; None: there is no source to be had."""
+    words: set[str] = set()
+    for each in model_class.__mro__:
+        if each.__module__.partition(".")[0] in ("torch", "builtins"):
+            continue
+        try:
+            words.update(re.findall(r"[\"'](\w+)[\"']", inspect.getsource(each)))
+        except (OSError, TypeError):
+            return None  # made in a console
+    return frozenset(words)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, but the first time only: a sweep makes one configuration for each trial."""
+    getLogger().warning(message)
