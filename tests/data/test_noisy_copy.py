@@ -107,6 +107,18 @@ def test_tables_of_the_source_come_along_without_unknown_items(source: Path, tmp
     assert copy[0].item_feat is not None
 
 
+def test_the_noise_may_stand_in_the_guider_block_of_a_file(source: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(source.read_text())
+    settings["guider"] = {"noise": {"interactions": 0.3}}
+    source.write_text(yaml.safe_dump(settings))
+    assert main(["noise", "--dataset=toy", f"--config_files={source}", f"--to={tmp_path / 'copies'}",
+                 "--noise.deleted=0.1"]) == 0
+    copy, _ = splits_of("toy-noisy", tmp_path / "copies" / "toy-noisy.yaml")
+    count = len(splits_of("toy", source, noise={"interactions": 0})[1][0])
+    assert copy[0].is_injected.sum() == round(0.3 * count)
+    assert len(copy[0]) == count + round(0.3 * count) - round(0.1 * count)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
