@@ -10,7 +10,7 @@ import pytest
 import yaml
 from recbole.utils import init_seed
 
-from recbole_guider.cli import main
+from recbole_guider.cli import COMMANDS, main
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset
 
@@ -119,6 +119,14 @@ def test_the_noise_may_stand_in_the_guider_block_of_a_file(source: Path, tmp_pat
     assert len(copy[0]) == count + round(0.3 * count) - round(0.1 * count)
 
 
+def test_the_examples_of_the_help_work_on_the_default_data_set(tmp_path: Path) -> None:
+    arguments = [word for word in COMMANDS["noise"].epilog.split() if word.startswith("--noise.")]
+    assert len(arguments) == 6
+    assert main(["noise", f"--to={tmp_path / 'copies'}", "--use_gpu=False", *arguments]) == 0
+    injected = (tmp_path / "copies" / "ml-100k-noisy" / "ml-100k-noisy.injected.inter").read_text().splitlines()[1:]
+    assert len({line.split("\t")[1] for line in injected}) == 17  # 1% of the catalogue
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -126,7 +134,11 @@ def test_the_noise_may_stand_in_the_guider_block_of_a_file(source: Path, tmp_pat
         (["--noise.interactions=0.1", "--name=tiktok"], "'tiktok' belongs to a data set that the package knows"),
         (["--noise.interactions=0.1", "--name=a/b"], "'a/b' cannot name a data set"),
         (["--noise.interactions=-1"], "noise.interactions is -1: it must be a number >= 0"),
-        (["--noise.interactions=99"], "free; lower the ratio"),
+        (["--noise.interactions=99"], "pairs of users and items are free; lower the ratio."),
+        (["--noise.interactions=0.5", "--noise.items=clickbait"],
+         "users and the clickbait items are free; lower the ratio or raise noise.clickbait_items, which is 0.01."),
+        (["--noise.interactions=99", "--noise.items=clickbait", "--noise.clickbait_items=1.0"],
+         "pairs of users and items are free; lower the ratio."),
         (["--noise.features.sound=0.1"], "names the modality 'sound': this data set has image, text"),
         (["--noise.item=uniform"], "noise.item is not a setting; did you mean noise.items?"),
     ],
