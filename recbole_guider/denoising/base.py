@@ -34,7 +34,8 @@ class Logits(NamedTuple):
     """How probable, sig(x), a model finds each observation of a batch.
 
     Attributes:
-        positive: [P, K]; of the P observed interactions (bpr: against each of K negatives; else K = 1).
+        positive: [P, K]; of the P observed interactions (bpr: against each of the K items that are sampled for one;
+            else K = 1).
         negative: [P, N], of the sampled pairs being no interactions; None where the form has no such term.
     """
 

@@ -49,7 +49,8 @@ class Denoised(FactorisedRecommender):
         super().__init__(config, dataset)
         self.settings: DenoisingSettings = config.denoising_settings
         name = self.backbone.__name__
-        if config["train_neg_sample_args"]["distribution"] == "none":
+        self.sampling: dict[str, Any] = config["train_neg_sample_args"]
+        if self.sampling["distribution"] == "none":
             raise GuiderError(
                 f"denoising is {self.settings.method}: it needs sampled items in every batch, but {name} is trained "
                 f"without (train_neg_sample_args is none)."
@@ -138,7 +139,11 @@ class Denoised(FactorisedRecommender):
         """Users [P], items [P] and sampled items [P, N] of a pairwise or a pointwise batch."""
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         if self.NEG_ITEM_ID in interaction:
-            return users, items, interaction[self.NEG_ITEM_ID].unsqueeze(1)
+            # RecBole's pairwise batch: its rows N times one after the other, each time with another sampled item; the
+            # batches that a method draws for itself have no numbers, and one item for each row
+            sampled = self.sampling["sample_num"] if INTERACTION in interaction else 1
+            observed = len(users) // sampled
+            return users[:observed], items[:observed], interaction[self.NEG_ITEM_ID].view(sampled, observed).T
         # RecBole's pointwise batch: the P observed pairs, then as many sampled ones in the same order, N times
         observed = int((interaction[self.label_field] > 0).sum())
         if observed == 0 or len(users) % observed or not bool((interaction[self.label_field][:observed] > 0).all()):
@@ -201,7 +206,8 @@ class _ScoreReader(nn.Module):
         rest = sum(rest) if isinstance(rest, tuple) else rest
         rest = rest.sum() if isinstance(rest, Tensor) else rest
         if self.pairwise:
-            return (first.reshape(-1), second.reshape(-1, 1)), rest
+            observed = first.numel() // sampled
+            return (first.reshape(-1)[:observed], second.reshape(sampled, observed).T), rest
         scores = first.reshape(-1)
         observed = len(scores) // (1 + sampled)
         return (scores[:observed], scores[observed:].view(sampled, observed).T), rest
