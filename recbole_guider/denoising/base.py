@@ -187,6 +187,8 @@ class DenoisingMethod(SeededGenerators):
     #: whether samples have the backbone's user and item matrices, where it has some; and whether it must have some
     uses_matrices = False
     needs_matrices = False
+    #: whether a call of :meth:`loss` changes what a later call gives; random streams do not count
+    keeps_count = False
     #: the optimisers of :meth:`own_networks`, made and saved by the trainer
     optimizers: dict[str, torch.optim.Optimizer]
 

@@ -77,6 +77,7 @@ class DCF(DenoisingMethod):
     interaction is one for this batch: whether it is again is decided anew.
     """
 
+    keeps_count = True
     sums: Tensor
     recorded: Tensor
     selected: Tensor

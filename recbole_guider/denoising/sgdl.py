@@ -145,7 +145,7 @@ class SGDL(DenoisingMethod):
     interactions are drawn with replacement, 128 a step, their batch size.
     """
 
-    uses_matrices = True
+    uses_matrices = keeps_count = True
     history: Tensor
     position: Tensor
     memorised: Tensor

@@ -40,7 +40,8 @@ class Denoised(FactorisedRecommender):
     Concrete classes, one for each backbone, come from :func:`denoised_class`.
 
     Raises:
-        GuiderError: the backbone has no scores of pairs, or the method or the form needs matrices that it lacks.
+        GuiderError: the backbone has no scores of pairs, or the method or the form needs matrices that it lacks, or the
+            method keeps count of what it sees and mirror_gradient shows it batches twice.
     """
 
     backbone: type
@@ -55,11 +56,17 @@ class Denoised(FactorisedRecommender):
                 f"denoising is {self.settings.method}: it needs sampled items in every batch, but {name} is trained "
                 f"without (train_neg_sample_args is none)."
             )
+        method = METHODS[self.settings.method]
+        if method.keeps_count and config["mirror_gradient"] is not None:
+            raise GuiderError(
+                f"denoising is {self.settings.method} and mirror_gradient is set: the method counts batches or keeps a "
+                f"record of them, and a batch that takes two steps would enter twice; leave mirror_gradient null for "
+                f"it."
+            )
         # The backbone first: with the same seed it starts from the same values as the plain model.
         self.recommender = fastest(self.backbone)(config, dataset)
         self.scoring = Scoring(self.recommender)
         self.factorises = self.scoring.factorised
-        method = METHODS[self.settings.method]
         if not self.factorises and (method.needs_matrices or self.settings.form == "softmax"):
             what = f"the method {self.settings.method}" if method.needs_matrices else "loss_form: softmax"
             raise GuiderError(f"denoising: {what} needs user and item matrices, which {name} does not have.")

@@ -125,6 +125,30 @@ def test_what_a_method_cannot_work_on_is_said(
     assert not list(Path("saved").glob("*.pth")) if Path("saved").exists() else True
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_mirror_gradient_is_refused_by_methods_that_a_second_step_of_a_batch_would_change(
+    method: str, toy: dict[str, Any]
+) -> None:
+    """By those whose loss of a batch is another one when it is asked for again, from the same random streams."""
+    block = {"method": method, "loss_form": "bpr", **({"history": 1} if method == "sgdl" else {})}
+    block |= {"steps": 5} if method in ("t-ce", "t-bpr", "dcf") else {}
+    trainer, train, _ = prepared("LightGCN", toy, block)
+    trainer.fit(train, None, saved=False)
+    model, batch = trainer.model, next(iter(train))
+    assert method != "sgdl" or bool(model.method.guided)
+    before = {name: value.clone() for name, value in model.state_dict().items() if torch.is_tensor(value)}
+    for _ in range(2):
+        model.calculate_loss(batch)
+    after = {name: value for name, value in model.state_dict().items() if torch.is_tensor(value)}
+    changed = any(not torch.equal(before[name], value) for name, value in after.items())
+    assert METHODS[method].keeps_count is changed
+    if changed:
+        with pytest.raises(GuiderError, match=f"denoising is {method} and mirror_gradient is set: .* null for it"):
+            run("LightGCN", toy, block, mirror_gradient=True)
+    else:
+        assert run("LightGCN", toy, block, mirror_gradient=True)["test_result"]
+
+
 # -- runs ---------------------------------------------------------------------------------------------------------
 
 
