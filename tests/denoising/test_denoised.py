@@ -112,6 +112,8 @@ def test_guider_and_a_method_together_are_refused(toy: dict[str, Any]) -> None:
     [
         ("SGL", "t-bpr", {}, "denoising is t-bpr: SGL has no pairwise or pointwise score"),
         ("NCL", "t-bpr", {}, "denoising is t-bpr: NCL has a trainer of its own"),
+        *((model, "t-ce", {}, f"{model} is trained without") for model in ("BM3", "SLMRec", "SelfCF")),
+        ("ItemKNNCBF", "t-ce", {}, "model ItemKNNCBF is of type traditional: a denoising method is for general"),
         ("ItemKNN", "t-ce", {}, "model ItemKNN is of type traditional: a denoising method is for general"),
         ("NeuMF", {"method": "t-ce", "loss_form": "softmax"}, {}, "softmax needs user and item matrices, which NeuMF"),
         ("NeuMF", "t-ce", {"train_neg_sample_args": None}, "NeuMF is trained without"),
