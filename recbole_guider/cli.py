@@ -325,9 +325,9 @@ Every name can be given as --model; GUIDER_<name> is the denoised model, except 
         "training split only, and the content of its items. The injected and deleted pairs are recorded beside it.",
         epilog="""\
 What is done to the data is said by the settings of the noise block, which follow as --key=value:
-  --noise.interactions=0.2 --noise.items=clickbait     add pairs (also: noise.users, noise.clickbait_items)
+  --noise.interactions=0.1 --noise.items=clickbait     add pairs (also: noise.users, noise.clickbait_items)
   --noise.deleted=0.2                                  take pairs out
-  --noise.features=0.1 --noise.gaussian.image=0.1      shuffle features between items, make them Gaussian noise
+  --noise.features=0.1 --noise.gaussian.title=0.1      shuffle features between items, make them Gaussian noise
   --noise.seed=1
 """,
     ),

@@ -38,10 +38,10 @@ def run_command(program: str, file: str | os.PathLike[str], dataset: str | None 
     return " ".join(words)
 
 
-def files_argument(file: str | os.PathLike[str]) -> str:
-    """``--config_files=`` with a file, to be pasted into a shell."""
+def files_argument(*files: str | os.PathLike[str]) -> str:
+    """``--config_files=`` with these files, to be pasted into a shell."""
     # quoted twice: once for split_files, once for the shell
-    name = shlex.quote(str(file))
-    if name != str(file):
-        name = shlex.quote(name) if re.search(r'["$`\\!]', name) else f'"{name}"'
-    return f"--config_files={name}"
+    names = " ".join(shlex.quote(str(file)) for file in files)
+    if names != shlex.quote(names):
+        names = shlex.quote(names) if re.search(r'["$`\\!]', names) else f'"{names}"'
+    return f"--config_files={names}"

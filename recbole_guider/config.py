@@ -60,8 +60,8 @@ class GuiderConfig(Config):
 
     Beyond RecBole's entries: ``config["model"]`` is ``GUIDER_<Backbone>`` when the block is on,
     ``config["backbone"]`` the model itself, ``config["guider"]`` the full settings as a dict, or False.
-    ``eval_mask`` and ``noise`` are read from the block or from the top level, where they serve plain models
-    too; after reading, both places agree.
+    ``eval_mask`` and ``noise`` are read from the block or from the top level, and serve plain models too, also
+    where the block is switched off; after reading, both places agree.
 
     Args:
         model: a model's name or class; default: the key ``model`` of the sources.
@@ -275,8 +275,8 @@ class GuiderConfig(Config):
         final["mirror_gradient"] = None if mirror_gradient is None else mirror_gradient.model_dump()
 
     def _experiment(self) -> dict[str, Any]:
-        """``eval_mask`` and ``noise``: keys of the guider block, and top-level ones that also serve plain
-        models.
+        """``eval_mask`` and ``noise``: keys of the guider block, and top-level ones. Both places serve plain models
+        too, so that a comparison has the same data and the same measure.
 
         The later source wins, and within a source the block.
         """
@@ -284,7 +284,7 @@ class GuiderConfig(Config):
         for source in (self.internal_config_dict, *self._sources):
             expanded = merge({}, source)
             block = expanded.get("guider")
-            holders = [expanded, block] if self._guider_on and isinstance(block, Mapping) else [expanded]
+            holders = [expanded, block] if isinstance(block, Mapping) else [expanded]
             for holder in holders:
                 for key in ("eval_mask", "noise"):
                     if holder.get(key) is not None:

@@ -512,9 +512,21 @@ def test_the_later_source_decides_between_block_and_top_level(tmp_path):
     assert config["noise"] == config["guider"]["noise"] == NoiseSettings(interactions=0.2, seed=1).model_dump()
     config = make("--eval_mask=mmrec", guider={"eval_mask": "recbole"})
     assert config["eval_mask"] == config["guider"]["eval_mask"] == "mmrec"
-    # the block of a plain model is off as a whole
-    config = make("--guider=false", guider={"eval_mask": "mmrec"})
-    assert config["eval_mask"] == "recbole"
+
+
+@pytest.mark.parametrize("model", ["BPR", "GUIDER_BPR"])
+def test_a_block_that_is_switched_off_still_says_what_the_data_are(model, tmp_path):
+    file = write(tmp_path / "a.yaml", "guider: {noise: {interactions: 0.2}, eval_mask: mmrec, teacher: BPR}\n")
+    for config in (make("--guider=false", model=model, files=[file]), make(model=model, files=[file], guider=False)):
+        assert (config["guider"], config["eval_mask"]) == (False, "mmrec")
+        assert config["noise"] == NoiseSettings(interactions=0.2).model_dump()
+        # and a run from its checkpoint
+        again = GuiderConfig.from_plain(config.to_plain())
+        assert (again["guider"], again["noise"], again["eval_mask"]) == (False, config["noise"], "mmrec")
+    config = make("--guider=false", "--noise.interactions=0.1", model=model, files=[file])
+    assert config["noise"] == NoiseSettings(interactions=0.1).model_dump()
+    with pytest.raises(GuiderError, match=r"^noise\.interactions is -1: it must be a number >= 0"):
+        make("--guider=false", model=model, guider={"noise": {"interactions": -1}})
 
 
 # -- device ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from recbole_guider import list_models
+from recbole_guider.denoising.methods import METHODS
 from recbole_guider.registry import get_model_class
 from recbole_guider.resources import properties_dir
 from recbole_guider.yaml_files import read_yaml
@@ -37,3 +38,22 @@ def test_every_model_of_this_package_has_a_row_with_its_settings() -> None:
 def test_what_the_page_says_of_distillation_is_what_is_there() -> None:
     text = PAGE.read_text("utf-8")
     assert all(f"`{info.distillation}`" in text for info in list_models())
+
+
+def test_the_methods_that_mirror_gradient_is_refused_beside_are_named() -> None:
+    names = ", ".join(f"`{name}`" for name, method in METHODS.items() if method.keeps_count)
+    names = " and ".join(names.rsplit(", ", 1))
+    assert names in " ".join((PAGE.parent / "denoising.md").read_text("utf-8").split())
+
+
+def test_the_models_that_no_denoising_method_takes_are_named() -> None:
+    text = " ".join((PAGE.parent / "denoising.md").read_text("utf-8").split())
+    refused = re.search(r"Refused with one sentence are (.*?), a backbone whose", text)
+    assert refused is not None
+    ours = [info for info in list_models() if get_model_class(info.name).__module__.startswith("recbole_guider.")]
+    without = {
+        info.name for info in ours
+        if info.distillation == "none"
+        or read_yaml(properties_dir() / "model" / f"{info.name}.yaml").get("train_neg_sample_args", {}) is None
+    }
+    assert set(re.findall(r"[A-Z]\w+", refused[1])) == without

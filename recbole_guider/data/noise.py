@@ -79,9 +79,11 @@ def inject_interactions(
     reachable = (p_user[taken // n_items] > 0) & (p_item[taken % n_items] > 0)
     free = int(np.count_nonzero(p_user)) * int(np.count_nonzero(p_item)) - int(reachable.sum())
     if wanted > free:
+        few_items = item_distribution == "clickbait" and clickbait_items < 1
+        remedy = f" or raise noise.clickbait_items, which is {clickbait_items}" if few_items else ""
         raise GuiderError(
-            f"{wanted} noisy interactions were asked for (ratio {ratio}), but only {free} pairs of users and items "
-            f"are free; lower the ratio."
+            f"{wanted} noisy interactions were asked for (ratio {ratio}), but only {free} pairs of users and "
+            f"{'the clickbait items' if few_items else 'items'} are free; lower the ratio{remedy}."
         )
     rng = np.random.default_rng(seed)
     drawn = empty

@@ -12,14 +12,15 @@ import yaml
 from recbole.utils import FeatureType, init_seed
 
 from recbole_guider import DEFAULT_DATASET
-from recbole_guider.command_lines import run_command
+from recbole_guider.command_lines import files_argument, run_command
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.convert import SPLITS
 from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of
 from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.sources import merge
+from recbole_guider.yaml_files import read_yaml, write_yaml
 
 #: Settings of the source that say how a run on the copy is measured.
 _MEASURED_BY = ("metrics", "topk", "valid_metric", "eval_mask", "stopping_step")
@@ -39,6 +40,8 @@ def write_noisy_copy(
     ``<name>.item`` where the source loads them, ``<name>.injected.inter`` and ``<name>.deleted.inter`` (user and item
     of the pairs that were added and taken out); and ``<to>/<name>.yaml``, which names all of it. In a run on the copy,
     ``noise.recorded`` in that file tells which pairs were injected, so that GUIDER reports how well it found them.
+    Where the package has a guider block for the source, ``<to>/<name>/guider.yaml`` holds it, for runs with GUIDER: in
+    ``<name>.yaml`` it would put GUIDER around every model that is run on the copy.
 
     The splits are those that a run with the same settings and seed has: the copy gives a run the same data as the
     ``noise`` block gives in memory. Everything is moved into place at the end: a failure leaves nothing behind.
@@ -104,9 +107,18 @@ def write_noisy_copy(
             "modalities": blocks, "noise": {"recorded": f"{name}.injected.inter"},
         }
         settings |= {key: config[key] for key in _MEASURED_BY}
+        settings["eval_args"] = {"mode": config["eval_args"]["mode"]}
+        if config["repeatable"]:  # false is the default, but not of sequential models
+            settings["repeatable"] = True
         header = f"# A noisy copy of {config['dataset']}, made by `recbole-guider noise` with\n"
         header += f"# {noise.model_dump()}\n"
-        header += f"# Run: {run_command('run_recbole_guider.py', yaml_file, name)}\n\n"
+        header += f"# Run: {run_command('run_recbole_guider.py', yaml_file, name)}\n"
+        block = _chosen_for_guider(config["dataset"])
+        if block:
+            write_yaml({"guider": block}, inside / "guider.yaml", f"GUIDER's defaults on {config['dataset']}.")
+            both = files_argument(yaml_file, to / name / "guider.yaml")
+            header += f"# With GUIDER as on {config['dataset']}: {both}\n"
+        header += "\n"
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
         text_file.write_text(header + text, "utf-8")
     return yaml_file
@@ -121,6 +133,13 @@ def _config(dataset: str | None, config_files: Sequence[str], command_line: Sequ
         "BPR", dataset or in_files.get("dataset", DEFAULT_DATASET), list(config_files), {"guider": False},
         command_line=command_line,
     )
+
+
+def _chosen_for_guider(dataset: str) -> dict[str, Any]:
+    """The guider block that the package has for a data set, but for what a copy has in it or says itself."""
+    file = dataset_configs_dir() / f"{dataset}.yaml"
+    block = merge({}, read_yaml(file)).get("guider") if file.is_file() else None
+    return {key: value for key, value in (block or {}).items() if key not in ("noise", "eval_mask")}
 
 
 def _interactions(part: GuiderDataset, fields: Sequence[str]) -> pd.DataFrame:

@@ -34,7 +34,8 @@ class Logits(NamedTuple):
     """How probable, sig(x), a model finds each observation of a batch.
 
     Attributes:
-        positive: [P, K]; of the P observed interactions (bpr: against each of K negatives; else K = 1).
+        positive: [P, K]; of the P observed interactions (bpr: against each of the K items that are sampled for one;
+            else K = 1).
         negative: [P, N], of the sampled pairs being no interactions; None where the form has no such term.
     """
 
@@ -186,6 +187,8 @@ class DenoisingMethod(SeededGenerators):
     #: whether samples have the backbone's user and item matrices, where it has some; and whether it must have some
     uses_matrices = False
     needs_matrices = False
+    #: whether a call of :meth:`loss` changes what a later call gives; random streams do not count
+    keeps_count = False
     #: the optimisers of :meth:`own_networks`, made and saved by the trainer
     optimizers: dict[str, torch.optim.Optimizer]
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize, softplus
 
 from recbole_guider.denoising.base import Context, DenoisingMethod, Sample, logits, pooled_mean
 from recbole_guider.denoising.negatives import NegativeSampler
 from recbole_guider.denoising.settings import BODSettings
+
+#: Rows whose pairs with all others are computed at a time.
+_BLOCK = 128
 
 
 def weighted_ranking_loss(sample: Sample, positive: Tensor, negative: Tensor) -> Tensor:
@@ -40,16 +44,56 @@ def alignment(users: Tensor, items: Tensor, weight: Tensor) -> Tensor:
     return (weight * (normalize(users, dim=1) - normalize(items, dim=1)).square().sum(dim=1)).mean()
 
 
-def uniformity(rows: Tensor) -> Tensor:
-    """``log mean exp(-2 ||x_a - x_b||^2)`` over the pairs a < b of unit rows [P, d]; 0 for fewer than two rows."""
-    count = len(rows)
-    if count < 2:
+def uniformity(rows: Tensor, counts: Tensor | None = None) -> Tensor:
+    """``log mean exp(-2 ||x_a - x_b||^2)`` over the pairs a < b of unit rows [P, d]; 0 for fewer than two rows.
+
+    In blocks: the matrix of all pairs is never there. It can be differentiated once.
+
+    Args:
+        rows: [P, d].
+        counts: [P], how often each of them counts; None: once.
+    """
+    counts = rows.new_ones(len(rows)) if counts is None else counts.to(rows.dtype)
+    total = float(counts.sum())
+    if total < 2:
         return rows.sum() * 0.0
-    unit = normalize(rows, dim=1)
-    # ||a - b||^2 = 2 - 2 <a, b>; the matrix is symmetric, its diagonal left out
-    exponent = 4.0 * (unit @ unit.T) - 4.0
-    exponent = exponent.masked_fill(torch.eye(count, dtype=torch.bool, device=rows.device), -torch.inf)
-    return torch.logsumexp(exponent.flatten(), dim=0) - math.log(count * (count - 1))
+    logarithm: Tensor = _LogOfPairs.apply(normalize(rows, dim=1), counts)
+    return logarithm - math.log(total * (total - 1))
+
+
+def _uniformity_of(matrix: Tensor, ids: Tensor) -> Tensor:
+    """:func:`uniformity` of the rows ``matrix[ids]``; those that a batch has several times are computed once."""
+    distinct, counts = torch.unique(ids, return_counts=True)
+    return uniformity(matrix[distinct], counts)
+
+
+class _LogOfPairs(torch.autograd.Function):
+    """``log sum exp(-2 ||x_a - x_b||^2)`` over a != b of unit rows that count several times, and in the same pass its
+    gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, counts: Tensor) -> Tensor:
+        gradient = torch.empty_like(unit)
+        weighted = counts.unsqueeze(1) * unit
+        total = unit.new_zeros(())
+        with torch.autocast(unit.device.type, enabled=False):
+            for start in range(0, len(unit), _BLOCK):
+                part = slice(start, start + _BLOCK)
+                # ||a - b||^2 = 2 - 2 <a, b>; between -8 and 0, so that no sum overflows
+                pairs = (unit[part] @ unit.T).sub_(1.0).mul_(4.0).exp_()
+                # c copies of a row are c (c - 1) pairs of one another
+                pairs.diagonal(start).copy_(1.0 - 1.0 / counts[part])
+                total += counts[part] @ (pairs @ counts)
+                gradient[part] = counts[part].unsqueeze(1) * (pairs @ weighted)
+        # a pair occurs twice: 2 * 4 exp(..) x_b
+        ctx.save_for_backward(gradient.mul_(8.0 / total))
+        return total.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return outer * gradient, None
 
 
 def gradient_matching(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
@@ -113,13 +157,15 @@ class BOD(DenoisingMethod):
         users, items, _ = sample.matrices
         with torch.no_grad():
             positive, negative = self._weights(sample)
-        rows, observed, sampled = users[sample.users], items[sample.items], items[sample.negatives[:, 0]]
         total = weighted_ranking_loss(sample, positive, negative)
-        total = total + self.options.alignment * alignment(rows, observed, positive)
+        total = total + self.options.alignment * alignment(users[sample.users], items[sample.items], positive)
         if self.options.uniformity:
             # the users of observed and of sampled pairs are the same rows
-            spread = (2 * uniformity(rows) + uniformity(observed) + uniformity(sampled)) / 4
-            total = total + self.options.uniformity * spread
+            spread = (
+                2 * _uniformity_of(users, sample.users) + _uniformity_of(items, sample.items)
+                + _uniformity_of(items, sample.negatives[:, 0])
+            )
+            total = total + self.options.uniformity * spread / 4
         return total
 
     def end_epoch(self, epoch: int) -> None:

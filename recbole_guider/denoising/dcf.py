@@ -75,8 +75,13 @@ class DCF(DenoisingMethod):
     fills anew each time; it counts epochs from the start of training where the mean runs over the window; and it gives
     the interactions that it would relabel their old label back. Here all three are as in the paper. A relabelled
     interaction is one for this batch: whether it is again is decided anew.
+
+    The share taken out is ``drop_rate`` of the *observed* interactions of a batch, as for T-CE. The authors' code takes
+    it of all pairs of the batch, sampled ones included, whose own loss counts as 0: with one sampled pair for each, up
+    to twice as many observed ones go.
     """
 
+    keeps_count = True
     sums: Tensor
     recorded: Tensor
     selected: Tensor

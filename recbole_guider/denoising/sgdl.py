@@ -30,7 +30,8 @@ def clean_share(losses: np.ndarray, users: np.ndarray, seed: int) -> float:
 
     Losses are scaled to [0, 1] within each user; a Gaussian mixture of two components is fitted, and the share is one
     minus the mean posterior of the component with the larger mean. Users with one interaction, or with equal losses,
-    have no scale and take no part.
+    have no scale and take no part. (In the authors' code the loss of a user with one interaction takes part as it is,
+    beside the scaled ones; equal losses make it fail.)
 
     Args:
         losses: float [nnz].
@@ -142,10 +143,13 @@ class SGDL(DenoisingMethod):
     (for a matrix factorisation they are the parameters; for other models the authors take the parameters, one backward
     pass for each interaction), and left at 1 where a backbone has no matrices; the optimiser and its learning rate are
     the backbone's throughout (theirs is a fifth in phase 1, and starts anew in each epoch of phase 2); memorised
-    interactions are drawn with replacement, 128 a step, their batch size.
+    interactions are drawn with replacement, 128 a step, their batch size. The scheduler's choice mixes losses; theirs
+    mixes the embeddings of users and items, and takes the loss of what results: as a choice is of one interaction, the
+    meta loss is the same, and so is the step of w, but the gradient that the soft choice gives the scheduler is not.
+    One-item users do not enter :func:`clean_share`.
     """
 
-    uses_matrices = True
+    uses_matrices = keeps_count = True
     history: Tensor
     position: Tensor
     memorised: Tensor

@@ -46,6 +46,8 @@ class Truncated(DenoisingMethod):
     that share of all pairs of the batch, sampled ones included, but takes it from the observed ones.
     """
 
+    keeps_count = True
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         settings = cast(TCESettings, context.settings)

@@ -40,7 +40,8 @@ class Denoised(FactorisedRecommender):
     Concrete classes, one for each backbone, come from :func:`denoised_class`.
 
     Raises:
-        GuiderError: the backbone has no scores of pairs, or the method or the form needs matrices that it lacks.
+        GuiderError: the backbone has no scores of pairs, or the method or the form needs matrices that it lacks, or the
+            method keeps count of what it sees and mirror_gradient shows it batches twice.
     """
 
     backbone: type
@@ -49,16 +50,23 @@ class Denoised(FactorisedRecommender):
         super().__init__(config, dataset)
         self.settings: DenoisingSettings = config.denoising_settings
         name = self.backbone.__name__
-        if config["train_neg_sample_args"]["distribution"] == "none":
+        self.sampling: dict[str, Any] = config["train_neg_sample_args"]
+        if self.sampling["distribution"] == "none":
             raise GuiderError(
                 f"denoising is {self.settings.method}: it needs sampled items in every batch, but {name} is trained "
                 f"without (train_neg_sample_args is none)."
+            )
+        method = METHODS[self.settings.method]
+        if method.keeps_count and config["mirror_gradient"] is not None:
+            raise GuiderError(
+                f"denoising is {self.settings.method} and mirror_gradient is set: the method counts batches or keeps a "
+                f"record of them, and a batch that takes two steps would enter twice; leave mirror_gradient null for "
+                f"it."
             )
         # The backbone first: with the same seed it starts from the same values as the plain model.
         self.recommender = fastest(self.backbone)(config, dataset)
         self.scoring = Scoring(self.recommender)
         self.factorises = self.scoring.factorised
-        method = METHODS[self.settings.method]
         if not self.factorises and (method.needs_matrices or self.settings.form == "softmax"):
             what = f"the method {self.settings.method}" if method.needs_matrices else "loss_form: softmax"
             raise GuiderError(f"denoising: {what} needs user and item matrices, which {name} does not have.")
@@ -138,7 +146,11 @@ class Denoised(FactorisedRecommender):
         """Users [P], items [P] and sampled items [P, N] of a pairwise or a pointwise batch."""
         users, items = interaction[self.USER_ID], interaction[self.ITEM_ID]
         if self.NEG_ITEM_ID in interaction:
-            return users, items, interaction[self.NEG_ITEM_ID].unsqueeze(1)
+            # RecBole's pairwise batch: its rows N times one after the other, each time with another sampled item; the
+            # batches that a method draws for itself have no numbers, and one item for each row
+            sampled = self.sampling["sample_num"] if INTERACTION in interaction else 1
+            observed = len(users) // sampled
+            return users[:observed], items[:observed], interaction[self.NEG_ITEM_ID].view(sampled, observed).T
         # RecBole's pointwise batch: the P observed pairs, then as many sampled ones in the same order, N times
         observed = int((interaction[self.label_field] > 0).sum())
         if observed == 0 or len(users) % observed or not bool((interaction[self.label_field][:observed] > 0).all()):
@@ -201,7 +213,8 @@ class _ScoreReader(nn.Module):
         rest = sum(rest) if isinstance(rest, tuple) else rest
         rest = rest.sum() if isinstance(rest, Tensor) else rest
         if self.pairwise:
-            return (first.reshape(-1), second.reshape(-1, 1)), rest
+            observed = first.numel() // sampled
+            return (first.reshape(-1)[:observed], second.reshape(sampled, observed).T), rest
         scores = first.reshape(-1)
         observed = len(scores) // (1 + sampled)
         return (scores[:observed], scores[observed:].view(sampled, observed).T), rest

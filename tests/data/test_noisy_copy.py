@@ -10,7 +10,7 @@ import pytest
 import yaml
 from recbole.utils import init_seed
 
-from recbole_guider.cli import main
+from recbole_guider.cli import COMMANDS, main
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset
 
@@ -107,6 +107,64 @@ def test_tables_of_the_source_come_along_without_unknown_items(source: Path, tmp
     assert copy[0].item_feat is not None
 
 
+def test_the_noise_may_stand_in_the_guider_block_of_a_file(source: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(source.read_text())
+    settings["guider"] = {"noise": {"interactions": 0.3}}
+    source.write_text(yaml.safe_dump(settings))
+    assert main(["noise", "--dataset=toy", f"--config_files={source}", f"--to={tmp_path / 'copies'}",
+                 "--noise.deleted=0.1"]) == 0
+    copy, _ = splits_of("toy-noisy", tmp_path / "copies" / "toy-noisy.yaml")
+    count = len(splits_of("toy", source, noise={"interactions": 0})[1][0])
+    assert copy[0].is_injected.sum() == round(0.3 * count)
+    assert len(copy[0]) == count + round(0.3 * count) - round(0.1 * count)
+
+
+def test_a_run_on_the_copy_is_measured_as_one_on_the_source(source: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(source.read_text())
+    settings["eval_args"]["mode"] = {"valid": "uni10", "test": "uni20"}
+    settings |= {"repeatable": True, "stopping_step": 7, "topk": [3]}
+    source.write_text(yaml.safe_dump(settings))
+    assert main(["noise", "--dataset=toy", f"--config_files={source}", f"--to={tmp_path / 'copies'}",
+                 "--noise.interactions=0.2"]) == 0
+    before = GuiderConfig("BPR", "toy", [source], command_line=[])
+    after = GuiderConfig("BPR", "toy-noisy", [tmp_path / "copies" / "toy-noisy.yaml"], command_line=[])
+    assert after["eval_args"]["mode"] == before["eval_args"]["mode"] == {"valid": "uni10", "test": "uni20"}
+    for key in ("repeatable", "stopping_step", "topk", "metrics", "valid_metric", "eval_mask", "valid_neg_sample_args"):
+        assert after[key] == before[key]
+
+
+def test_what_the_package_has_guider_do_on_the_source_holds_for_the_copy(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tmp_path / "known"
+    known.mkdir()
+    (known / "toy.yaml").write_text(
+        "guider: {dbpr: {temperature: 0.3, batch_size: 64}, teacher: BPR, eval_mask: mmrec, noise: {deleted: 0.1}}\n"
+    )
+    for module in ("config", "data.noisy_copy"):
+        monkeypatch.setattr(f"recbole_guider.{module}.dataset_configs_dir", lambda: known)
+    assert main(["noise", "--dataset=toy", f"--config_files={source}", f"--to={tmp_path / 'copies'}",
+                 "--noise.interactions=0.2"]) == 0
+    file = tmp_path / "copies" / "toy-noisy.yaml"
+    more = file.with_suffix("") / "guider.yaml"
+    assert f'--config_files="{file} {more}"' in file.read_text()
+    before = GuiderConfig("GUIDER_BPR", "toy", [source], command_line=[])
+    after = GuiderConfig("GUIDER_BPR", "toy-noisy", [file, more], command_line=[])
+    assert after["guider"]["dbpr"] == before["guider"]["dbpr"] and after["guider"]["dbpr"]["temperature"] == 0.3
+    assert (after["guider"]["teacher"], after["eval_mask"]) == ("BPR", "mmrec")
+    # noise that is in the copy is not made again; and a plain model stays one
+    assert (after["noise"]["deleted"], after["noise"]["recorded"]) == (0.0, "toy-noisy.injected.inter")
+    assert GuiderConfig("BPR", "toy-noisy", [file], command_line=[])["guider"] is False
+
+
+def test_the_examples_of_the_help_work_on_the_default_data_set(tmp_path: Path) -> None:
+    arguments = [word for word in COMMANDS["noise"].epilog.split() if word.startswith("--noise.")]
+    assert len(arguments) == 6
+    assert main(["noise", f"--to={tmp_path / 'copies'}", "--use_gpu=False", *arguments]) == 0
+    injected = (tmp_path / "copies" / "ml-100k-noisy" / "ml-100k-noisy.injected.inter").read_text().splitlines()[1:]
+    assert len({line.split("\t")[1] for line in injected}) == 17  # 1% of the catalogue
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -114,7 +172,11 @@ def test_tables_of_the_source_come_along_without_unknown_items(source: Path, tmp
         (["--noise.interactions=0.1", "--name=tiktok"], "'tiktok' belongs to a data set that the package knows"),
         (["--noise.interactions=0.1", "--name=a/b"], "'a/b' cannot name a data set"),
         (["--noise.interactions=-1"], "noise.interactions is -1: it must be a number >= 0"),
-        (["--noise.interactions=99"], "free; lower the ratio"),
+        (["--noise.interactions=99"], "pairs of users and items are free; lower the ratio."),
+        (["--noise.interactions=0.5", "--noise.items=clickbait"],
+         "users and the clickbait items are free; lower the ratio or raise noise.clickbait_items, which is 0.01."),
+        (["--noise.interactions=99", "--noise.items=clickbait", "--noise.clickbait_items=1.0"],
+         "pairs of users and items are free; lower the ratio."),
         (["--noise.features.sound=0.1"], "names the modality 'sound': this data set has image, text"),
         (["--noise.item=uniform"], "noise.item is not a setting; did you mean noise.items?"),
     ],

@@ -21,6 +21,9 @@ from recbole_guider.quick_start import _prepare
 from recbole_guider.resources import properties_dir
 from recbole_guider.yaml_files import read_yaml
 
+#: Three items are sampled for every observed one.
+THREE_SAMPLED = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+
 
 def run(model: str, toy: dict[str, Any], denoising: Any, **changes: Any) -> dict[str, Any]:
     return run_recbole_guider(model, "toy", config_dict={**toy, **changes, "denoising": denoising})
@@ -109,6 +112,8 @@ def test_guider_and_a_method_together_are_refused(toy: dict[str, Any]) -> None:
     [
         ("SGL", "t-bpr", {}, "denoising is t-bpr: SGL has no pairwise or pointwise score"),
         ("NCL", "t-bpr", {}, "denoising is t-bpr: NCL has a trainer of its own"),
+        *((model, "t-ce", {}, f"{model} is trained without") for model in ("BM3", "SLMRec", "SelfCF")),
+        ("ItemKNNCBF", "t-ce", {}, "model ItemKNNCBF is of type traditional: a denoising method is for general"),
         ("ItemKNN", "t-ce", {}, "model ItemKNN is of type traditional: a denoising method is for general"),
         ("NeuMF", {"method": "t-ce", "loss_form": "softmax"}, {}, "softmax needs user and item matrices, which NeuMF"),
         ("NeuMF", "t-ce", {"train_neg_sample_args": None}, "NeuMF is trained without"),
@@ -122,13 +127,41 @@ def test_what_a_method_cannot_work_on_is_said(
     assert not list(Path("saved").glob("*.pth")) if Path("saved").exists() else True
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_mirror_gradient_is_refused_by_methods_that_a_second_step_of_a_batch_would_change(
+    method: str, toy: dict[str, Any]
+) -> None:
+    """By those whose loss of a batch is another one when it is asked for again, from the same random streams."""
+    block = {"method": method, "loss_form": "bpr", **({"history": 1} if method == "sgdl" else {})}
+    block |= {"steps": 5} if method in ("t-ce", "t-bpr", "dcf") else {}
+    trainer, train, _ = prepared("LightGCN", toy, block)
+    trainer.fit(train, None, saved=False)
+    model, batch = trainer.model, next(iter(train))
+    assert method != "sgdl" or bool(model.method.guided)
+    before = {name: value.clone() for name, value in model.state_dict().items() if torch.is_tensor(value)}
+    for _ in range(2):
+        model.calculate_loss(batch)
+    after = {name: value for name, value in model.state_dict().items() if torch.is_tensor(value)}
+    changed = any(not torch.equal(before[name], value) for name, value in after.items())
+    assert METHODS[method].keeps_count is changed
+    if changed:
+        with pytest.raises(GuiderError, match=f"denoising is {method} and mirror_gradient is set: .* null for it"):
+            run("LightGCN", toy, block, mirror_gradient=True)
+    else:
+        assert run("LightGCN", toy, block, mirror_gradient=True)["test_result"]
+
+
 # -- runs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sampled", [1, 3])
 @pytest.mark.parametrize(
     ("model", "form"), [("LightGCN", "bpr"), ("FREEDOM", "bpr"), ("NGCF", "bpr"), ("BPR", "bpr"), ("NeuMF", "bce")]
 )
-def test_no_method_on_the_backbones_own_form_is_the_backbone(model: str, form: str, toy: dict[str, Any]) -> None:
+def test_no_method_on_the_backbones_own_form_is_the_backbone(
+    model: str, form: str, sampled: int, toy: dict[str, Any]
+) -> None:
+    toy = {**toy, "train_neg_sample_args": {**THREE_SAMPLED, "sample_num": sampled}}
     plain = run_recbole_guider(model, "toy", config_dict=toy)
     same = run(model, toy, {"method": "none", "loss_form": form})
     for name, value in plain["test_result"].items():
@@ -141,9 +174,9 @@ def test_no_method_on_the_backbones_own_form_is_the_backbone(model: str, form: s
 
 
 def test_samples_are_the_batch_with_the_backbones_scores(toy: dict[str, Any]) -> None:
-    """Pairwise and pointwise loaders, one and several sampled items: rows belong together and scores are right."""
-    changes = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 3, "dynamic": False}}
-    for name in ("LightGCN", "NeuMF"):
+    """Pairwise and pointwise loaders with several sampled items: rows belong together and scores are right."""
+    changes = {"train_neg_sample_args": THREE_SAMPLED}
+    for name in ("LightGCN", "FREEDOM", "NeuMF"):
         trainer, train, _ = prepared(name, toy, {"method": "none", "loss_form": "bce"}, **changes)
         trainer.fit(train, None, saved=False)
         model, dataset = trainer.model.eval(), train.dataset
@@ -170,7 +203,51 @@ def test_samples_are_the_batch_with_the_backbones_scores(toy: dict[str, Any]) ->
                     if name == "NeuMF":  # predicts probabilities
                         score = 1 / (1 + np.exp(-score))
                     assert score == pytest.approx(expected, abs=1e-5)
-        assert sample.negatives.shape[1] == (1 if name == "LightGCN" else 3)
+        assert sample.negatives.shape[1] == sample.negative.shape[1] == 3
+        assert len(sample.interactions.unique()) == len(sample.interactions)
+
+
+@pytest.mark.parametrize("model", ["LightGCN", "FREEDOM"])
+def test_an_interaction_with_several_sampled_items_is_kept_or_dropped_once(model: str, toy: dict[str, Any]) -> None:
+    """DCF's record and loss on a pairwise loader, recomputed one interaction after the other."""
+    block = {"method": "dcf", "loss_form": "bpr", "steps": 1, "drop_rate": 0.5, "relabel_rate": 0.2, "co_lambda": 0.0}
+    trainer, train, _ = prepared(model, toy, block, train_neg_sample_args=THREE_SAMPLED, epochs=1)
+    trainer.fit(train, None, saved=False)
+    method, batch = trainer.model.eval().method, next(iter(train))
+    sums, recorded, selected = method.sums.clone(), method.recorded.clone(), method.selected.clone()
+    with torch.no_grad():
+        sample, _ = trainer.model.observe(batch)
+        loss = float(method.loss(sample))
+
+    rows: dict[int, list[float]] = {}  # interaction -> x against each of its sampled items
+    for number, user, item, other in zip(
+        *(batch[field].tolist() for field in (INTERACTION, "user_id", "item_id", "neg_item_id")), strict=True
+    ):
+        pair = Interaction({"user_id": torch.tensor([user, user]), "item_id": torch.tensor([item, other])})
+        own, against = trainer.model.predict(pair).tolist()
+        rows.setdefault(number, []).append(own - against)
+    assert {len(row) for row in rows.values()} == {3}
+    means = {}
+    for number, row in rows.items():
+        observed = np.mean(np.log1p(np.exp(-np.array(row))))
+        sums[number] += np.log(1 + observed + observed**2 / 2)
+        recorded[number] += 1
+        means[number] = float(sums[number] / recorded[number])
+    order = sorted(means, key=lambda number: means[number])
+    kept, relabelled = order[: int(0.5 * len(order))], order[int((1 - 0.5 * 0.2) * len(order)) :]
+    for number in kept:
+        selected[number] += 1
+    torch.testing.assert_close(method.sums, sums)
+    assert torch.equal(method.recorded, recorded) and torch.equal(method.selected, selected)
+    terms = [np.log1p(np.exp(-x)) for number in kept for x in rows[number]]
+    terms += [np.log1p(np.exp(x)) for number in relabelled for x in rows[number]]
+    assert loss == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_every_method_takes_several_sampled_items(method: str, toy: dict[str, Any]) -> None:
+    result = run("LightGCN", toy, method, train_neg_sample_args=THREE_SAMPLED)
+    assert np.isfinite(list(result["test_result"].values())).all()
 
 
 @pytest.mark.parametrize("own_as", ["ignore", "negative"])

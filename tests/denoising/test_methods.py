@@ -296,6 +296,36 @@ def test_alignment_uniformity_and_matching_by_loops() -> None:
     assert float(gradient_matching(first, second)) == pytest.approx(sum(columns), abs=1e-5)
 
 
+@pytest.mark.parametrize("distinct", [2, 9, 300])  # more than a block
+def test_uniformity_and_its_gradient_by_all_pairs(distinct: int) -> None:
+    """Of rows that occur several times, and of those with their counts."""
+    rng = np.random.default_rng(distinct)
+    rows = torch.tensor(3 * rng.normal(size=(distinct, 4)), requires_grad=True)
+    counts = torch.tensor(rng.integers(1, 4, size=distinct))
+
+    def by_pairs(repeated: torch.Tensor) -> torch.Tensor:
+        unit = repeated / repeated.norm(dim=1, keepdim=True)
+        first, second = np.triu_indices(len(unit), k=1)
+        return (-2 * (unit[first] - unit[second]).square().sum(dim=1)).exp().mean().log()
+
+    repeated = rows.repeat_interleave(counts, dim=0)
+    expected = by_pairs(repeated)
+    (gradient,) = torch.autograd.grad(0.7 * expected, rows, retain_graph=True)
+    for found in (uniformity(repeated), uniformity(rows, counts)):
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(0.7 * found, rows, retain_graph=True)[0], gradient)
+    assert float(uniformity(rows[:1]).detach()) == 0.0
+    with torch.autocast("cpu"):
+        assert uniformity(rows.float()).dtype == torch.float32
+
+
+def test_uniformity_never_holds_all_pairs() -> None:
+    rows = torch.randn(3000, 4, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        uniformity(rows).backward()
+    assert max(event.cpu_memory_usage for event in profile.events()) < 3000 * 3000 * 4 / 4
+
+
 def test_bod_weighs_scores_inside_and_learns_weights_outside(toy: dict[str, Any]) -> None:
     trainer, train = trained("BPR", toy, "bod")
     model, method = trainer.model, trainer.model.method
