@@ -93,6 +93,35 @@ def test_cells_are_the_product_with_later_dimensions_on_top(write: Any) -> None:
     assert plain.guider_settings is None  # the values of all runs do not switch GUIDER on
 
 
+@pytest.mark.parametrize(
+    ("model", "method", "on"),
+    [
+        ({}, {"guider": {}}, True),
+        ({}, {"guider.student_loss": "own"}, True),
+        ({"guider": {"student_loss": "own"}}, {}, True),
+        ({"guider": True}, {"guider": False}, False),
+        ({"guider.student_loss": "own"}, {"guider": None}, False),
+        ({}, {"guider": None}, False),
+        ({"model": "GUIDER_LightGCN"}, {}, True),
+        ({"model": "GUIDER_LightGCN"}, {"guider": None}, True),
+        ({"model": "GUIDER_LightGCN"}, {"guider": False}, False),
+    ],
+)
+def test_what_switches_guider_on(model: dict[str, Any], method: dict[str, Any], on: bool, write: Any) -> None:
+    models, methods = {"M": {"model": "LightGCN", **model}}, {"X": method}
+    spec = read_spec(write(models=models, methods=methods, settings={"guider": {"dbpr": {"eta": 0.3}}}))
+    assert (spec.cells[0].config().guider_settings is not None) == on
+
+
+def test_a_data_set_alone_does_not_switch_guider_on(write: Any, tmp_path: Path) -> None:
+    file = write(methods=["plain", "guider"])
+    (tmp_path / "more.yaml").write_text("guider: {student_loss: own}\n")
+    content = yaml.safe_load(file.read_text()) | {"datasets": {"toy": ["toy.yaml", "more.yaml"]}}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    plain, guided = (cell.config().guider_settings for cell in read_spec(file).cells[:2])
+    assert plain is None and guided.student_loss == "own"
+
+
 def test_lists_of_methods_and_packaged_data(write: Any, tmp_path: Path) -> None:
     spec = read_spec(write(datasets=["ml-100k"], methods=["plain", "guider", "r-ce"], seeds=1))
     assert [cell.method for cell in spec.cells] == ["plain", "guider", "r-ce"]

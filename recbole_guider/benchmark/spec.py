@@ -175,9 +175,17 @@ def _cells(spec: BenchmarkSettings) -> Iterator[Cell]:
             settings = merge(settings, {"noise": {"seed": seed, **spec.noise[noise]}})
         settings["seed"] = seed
         name = settings.pop("model", model)
-        if "guider" in settings and not of_method.get("guider", str(name).startswith(PREFIX)):
+        if not _guider_is_on(merge(merge({}, of_model), of_method), named=str(name).startswith(PREFIX)):
             settings["guider"] = False  # its values are for the methods that switch it on
         yield Cell(**labels, name=name, files=tuple(source["files"]), settings=settings)
+
+
+def _guider_is_on(own: Mapping[str, Any], named: bool) -> bool:
+    """Whether the blocks of a model and a method switch GUIDER on, as the same blocks would in a run: values do, null
+    and false do not, but only false and no null where the model's name says GUIDER."""
+    if "guider" not in own:
+        return named
+    return own["guider"] is not False and (own["guider"] is not None or named)
 
 
 def _labelled(content: Mapping[str, Any], key: str) -> dict[str, Any]:
