@@ -132,7 +132,13 @@ def test_lists_of_methods_and_packaged_data(write: Any, tmp_path: Path) -> None:
     assert mine.config()["epochs"] == 77
 
 
-@pytest.mark.parametrize("name", ["ml-100k", "study", "ablations", "competitors", "amazon_microlens"])
+def test_every_share_of_noise_is_a_level_of_its_own(write: Any) -> None:
+    spec = read_spec(write(noise=[0, 0.001, 0.004, 0.07, 0.125], seeds=1))
+    assert list(spec.settings.noise) == ["0%", "0.1%", "0.4%", "7%", "12.5%"]
+    assert len({cell.key for cell in spec.cells}) == len(spec.cells) == 10
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPECS.glob("*.yaml")))
 def test_the_specs_of_the_repository_are_valid(name: str) -> None:
     spec = read_spec(SPECS / f"{name}.yaml")
     assert len(spec.cells) >= 24
@@ -150,12 +156,53 @@ def test_the_specs_of_the_repository_are_valid(name: str) -> None:
         ({"baseline": "none"}, "baseline is 'none', which is none of the methods"),
         ({"datasets": {"toy": "nowhere.yaml"}}, "spec.datasets.toy: file .*nowhere.yaml does not exist"),
         ({"datasets": {"toy": {"file": "toy.yaml"}}}, "spec.datasets.toy.file is not a setting. Allowed: files, s"),
-        ({"seeds": []}, "spec.seeds is"),
+        ({"datasets": {"toy": 5}}, "spec.datasets.toy is 5: give a file, a list of files, or a block"),
+        ({"datasets": {"toy": [5]}}, r"spec.datasets.toy: files is \[5\]: it must be a file or a list"),
+        ({"datasets": {"toy": {"settings": 5}}}, "spec.datasets.toy.settings is 5: it must be a block"),
+        ({"models": [{"BPR": {"epochs": 1}}]}, "spec.models lists .*: a list is of names; for settings, make models a"),
+        ({"models": ["GRU4Rec"]}, "model GRU4Rec, .*: RecBole refuses the settings: .*should be None when"),
+        ({"methods": ["plain", {"G": {"guider": True}}]}, "spec.methods names {'G': .*: a name is one of plain"),
+        ({"methods": {"plain": {}, "T": "t-bpr"}}, "spec.methods.T is 't-bpr': it must be a block of settings"),
+        ({"noise": {"a": 0.2}}, "spec.noise.a is 0.2: it must be a block of settings"),
+        ({"noise": 0.2}, r"spec.noise is 0.2: give a list of shares such as \[0, 0.2\], or a block"),
+        ({"noise": ["none", 0.2]}, "spec.noise lists 'none': a list is of shares such as 0 and 0.2"),
+        ({"noise": [True]}, "spec.noise lists True: a list is of shares"),
+        ({"noise": [float("nan")]}, "spec.noise lists nan: a list is of shares"),
+        ({"noise": [0.2, 0.2]}, "spec.noise lists 20% twice"),
+        ({"seeds": []}, r"spec.seeds is \[\]: it must be a number of seeds >= 1, or a list of seeds"),
+        ({"seeds": 0}, "spec.seeds is 0: it must be a number of seeds >= 1"),
+        ({"seeds": True}, "spec.seeds is True: it must be a number of seeds >= 1"),
+        ({"seeds": [-1]}, "spec.seeds lists -1: a seed is a whole number from 0"),
+        ({"seeds": [1.5]}, "spec.seeds lists 1.5: a seed is a whole number"),
+        ({"seeds": [True]}, "spec.seeds lists True: a seed is a whole number"),
+        ({"seeds": [2020, 2020]}, "spec.seeds lists 2020 twice"),
+        ({"skip": {"method": "plain"}}, "spec.skip is {'method': 'plain'}: it must be a list of blocks such as"),
+        ({"skip": [{"modle": "BPR"}]}, "spec.skip names 'modle'; did you mean model"),
+        ({"skip": [{"method": "tbpr"}]}, "spec.skip: method 'tbpr' is not in the spec; it has plain, T-BPR"),
+        ({"skip": [{"seed": 7}]}, "spec.skip: seed 7 is not in the spec; it has 2020, 2021"),
+        ({"settings": {"epochs": "abc"}}, "model BPR, .*: epochs is 'abc': it must be a whole number >= 1"),
+        ({"settings": {"valid_metric": "Recall@7"}}, "valid_metric is 'Recall@7', which the run does not measure: .*"
+                                                     "recall@5, ndcg@5"),
+        ({"metrics": ["recal@5"]}, "spec.metrics names 'recal@5', which .*; did you mean recall@5"),
+        ({"metrics": ["recall@20"]}, "spec.metrics names 'recall@20', which .* give recall@5, ndcg@5"),
+        ({"settings": {"metrics": ["Recall", "ItemCoverage"]}, "metrics": ["itemcoverage@5"]},
+         "spec.metrics names 'itemcoverage@5', which the run does not report for each user"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(changes: dict[str, Any], message: str, write: Any) -> None:
     with pytest.raises(GuiderError, match=message):
         read_spec(write(**changes))
+
+
+def test_an_empty_key_is_one_that_is_not_there(write: Any) -> None:
+    empty = dict.fromkeys(("methods", "noise", "seeds", "settings", "baseline", "metrics", "skip"))
+    spec = read_spec(write(datasets={"toy": {"files": "toy.yaml", "settings": None}}, **empty))
+    assert [(cell.method, cell.noise, cell.seed) for cell in spec.cells] == [("plain", "none", 2020)]
+
+
+def test_labels_that_yaml_reads_as_numbers(write: Any) -> None:
+    spec = read_spec(write(methods={1: {}, 2: {"denoising": "t-bpr"}}, baseline=1, skip=[{"method": 2, "seed": 2021}]))
+    assert spec.settings.baseline == "1" and [cell.method for cell in spec.cells] == ["1", "2", "1"]
 
 
 def test_kinds_and_levels_of_noise() -> None:

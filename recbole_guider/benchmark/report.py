@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from tabulate import tabulate
 
 from recbole_guider.benchmark.runner import read_results, read_users
-from recbole_guider.benchmark.spec import Spec, level_of
+from recbole_guider.benchmark.spec import Spec, level_of, percent
 from recbole_guider.statistics import Comparison, compare, holm
 from recbole_guider.whole_files import write_whole
 
@@ -198,8 +198,8 @@ def _p_value(p: float) -> str:
 def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     for column in table.select_dtypes("number"):
-        style = "{:.0%}" if column == "level" else "{:.1%}" if column.endswith(" kept") else "{:.4f}"
-        table[column] = ["" if value != value else style.format(value) for value in table[column]]
+        style = percent if column == "level" else ("{:.1%}" if column.endswith(" kept") else "{:.4f}").format
+        table[column] = ["" if value != value else style(value) for value in table[column]]
     return table
 
 
@@ -255,7 +255,7 @@ def _curve_figures(table: pd.DataFrame, metrics: list[str]) -> Iterator[Section]
                     error_y=_deviations(part[f"{metric} sd"]),
                 )
             figure.update_layout(
-                xaxis_title=kind, yaxis_title=metric, xaxis_tickformat=".0%", height=480, legend=_LEGEND
+                xaxis_title=kind, yaxis_title=metric, xaxis_tickformat="~%", height=480, legend=_LEGEND
             )
             yield Section(f"{metric} on {dataset} against {kind}", figure=figure)
 
