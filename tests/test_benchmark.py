@@ -19,8 +19,8 @@ import yaml
 
 import recbole_guider
 from recbole_guider import run_recbole_guider
-from recbole_guider.benchmark.report import comparisons, curves, metrics_of, summary_table, write_report
-from recbole_guider.benchmark.runner import read_results, read_users, run_benchmark
+from recbole_guider.benchmark.report import _rounded, comparisons, curves, summary_table, write_report
+from recbole_guider.benchmark.runner import _reason, metrics_of, read_results, read_users, run_benchmark
 from recbole_guider.benchmark.spec import level_of, read_spec
 from recbole_guider.cli import main
 from recbole_guider.errors import GuiderError
@@ -251,6 +251,149 @@ def test_a_benchmark_keeps_what_is_finished(write: Any, tmp_path: Path, toy: dic
         assert (out / "cells" / f"{key}.json").stat().st_mtime_ns == stamp
     same = [column for column in rows if column.startswith(("test ", "valid "))]
     pd.testing.assert_frame_equal(rows[same], again[same])
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Runs take no time; the list fills with their settings. A learning rate of 0.5 fails with a traceback."""
+    ran: list[dict[str, Any]] = []
+
+    def train_and_test(config: Any, calibrations: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+        ran.append({"seed": config["seed"], "denoising": config["denoising"], "here": Path.cwd()})
+        if config["learning_rate"] == 0.5:
+            print("error: before that")
+            raise ValueError("too\nfast")
+        users = pd.DataFrame({"user": ["u1", "u2"], "recall@5": [0.0, 0.5], "ndcg@5": [0.1, 0.3]})
+        row = {"test recall@5": 0.25, "test ndcg@5": 0.2, "best epoch": 1, "seconds": 1.0, "seconds per epoch": 1.0}
+        return row, users
+
+    monkeypatch.setattr("recbole_guider.benchmark.cell._train_and_test", train_and_test)
+    return ran
+
+
+def test_runs_whose_data_changed_are_made_again(
+    write: Any, toy: dict[str, Any], tmp_path: Path, no_training: Any
+) -> None:
+    data, out, said = tmp_path / "data", tmp_path / "out", []
+    shutil.copytree(toy["data_path"], data)
+    file = write(seeds=1, settings={"data_path": str(data)})
+
+    def again() -> int:
+        """How many runs are made now."""
+        no_training.clear()
+        said.clear()
+        assert run_benchmark(read_spec(file), out, workers=0, say=said.append) == []
+        assert len(read_results(read_spec(file), out)) == 2
+        return len(no_training)
+
+    assert again() == 2
+    os.utime(data / "toy" / "toy.inter")  # other times, the same content
+    (data / "toy" / "toy.notes").write_text("not read")
+    assert again() == 0
+    np.save(data / "toy" / "image.npy", np.load(data / "toy" / "image.npy") + 1)
+    assert len(read_results(read_spec(file), out)) == 0  # nor are they reported beside new ones
+    assert again() == 2 and said[0] == "the files of toy have changed: 2 finished runs on them are made again"
+    for written in out.glob("cells/*.json"):  # as an older version wrote it
+        row = json.loads(written.read_text())
+        assert row.pop("data")
+        written.write_text(json.dumps(row))
+    (data / "toy" / "toy.inter").write_text((data / "toy" / "toy.inter").read_text().rstrip("\n"))
+    assert again() == 0
+    shutil.rmtree(data)
+    assert len(read_results(read_spec(file), out)) == 2  # the report needs no data
+
+
+def test_data_that_are_not_there_are_told_before_the_first_run(write: Any, tmp_path: Path, no_training: Any) -> None:
+    spec = read_spec(write(datasets={"toy": "toy.yaml", "toyy": "toy.yaml"}))
+    with pytest.raises(GuiderError, match="there is no folder .*toyy with the data set 'toyy'; did you mean 'toy'"):
+        run_benchmark(spec, tmp_path / "out", workers=0)
+    assert not no_training and not (tmp_path / "out").exists()
+
+
+def test_two_labels_of_the_same_settings_are_one_run(write: Any, tmp_path: Path, no_training: Any) -> None:
+    said: list[str] = []
+    spec = read_spec(write(methods={"plain": {}, "same": {"denoising": False}}, seeds=1, metrics=["NDCG@5"]))
+    run_benchmark(spec, tmp_path / "out", workers=0, say=said.append)
+    assert len(no_training) == 1
+    assert pd.read_csv(tmp_path / "out" / "results.csv")["method"].tolist() == ["plain", "same"]
+    # a line for each, with the metric that is compared
+    assert [line.partition(":")[2] for line in said] == [" test ndcg@5 0.2000, 1 s"] * 2
+    assert [line.partition("]")[0] for line in said] == ["[1/2", "[2/2"]
+
+
+def test_a_failure_is_kept_until_the_run_succeeds(
+    write: Any, tmp_path: Path, no_training: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, said = tmp_path / "out", []
+    spec = read_spec(write(methods={"fast": {"learning_rate": 0.5}}, seeds=1))
+    ((cell, reason),) = run_benchmark(spec, out, workers=0, say=said.append)
+    assert reason == "fast" and said[-1].endswith("FAILED, fast")  # the last line of the exception
+    (failure,) = (out / "failures").iterdir()
+    assert "Traceback (most recent call last)" in failure.read_text()
+    assert not list(no_training[0]["here"].parent.glob("*")) and not list(out.glob(".running-*"))
+    monkeypatch.setattr(
+        "recbole_guider.benchmark.cell._train_and_test",
+        lambda config, calibrations: ({"test auc": 0.7, "seconds": 1.0}, pd.DataFrame({"user": ["u1"]})),
+    )
+    assert run_benchmark(spec, out, workers=0, say=said.append) == [] and not failure.exists()
+    failure.write_text("of an older version, which left it")
+    run_benchmark(spec, out, workers=0, say=said.append)
+    assert not failure.exists()
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        ("started\nerror: no such file.\n\nexit status 2", "error: no such file."),
+        ("Traceback ..\n  line\nKeyError: 'x'\nexit status 1", "KeyError: 'x'"),
+        ("started\nkilled by SIGKILL", "killed by SIGKILL"),
+        ("\nexit status 1", "exit status 1"),
+    ],
+)
+def test_the_reason_of_a_failure(problem: str, reason: str) -> None:
+    assert _reason(problem) == reason
+
+
+def test_only_leftovers_of_killed_benchmarks_are_removed(write: Any, tmp_path: Path, no_training: Any) -> None:
+    out = tmp_path / "out"
+    for name in ("left", "alive"):
+        (out / f".running-{name}" / "saved").mkdir(parents=True)
+    program = (
+        "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+        "print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(out / ".running-alive" / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        run_benchmark(read_spec(write(seeds=1)), out, workers=0, say=lambda line: None)
+        assert [path.name for path in out.glob(".running-*")] == [".running-alive"]
+        other.kill()
+    run_benchmark(read_spec(write(seeds=1)), out, workers=0, say=lambda line: None)
+    assert not list(out.glob(".running-*"))
+
+
+def test_a_terminated_benchmark_leaves_no_process_and_no_checkpoint(write: Any, tmp_path: Path) -> None:
+    file, out = write(seeds=1, settings={"epochs": 100000, "stopping_step": 100000}), tmp_path / "out"
+    program = "import sys; from recbole_guider.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "benchmark", str(file), f"--out={out}"]
+    package = str(Path(recbole_guider.__file__).resolve().parent.parent)
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": package, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 240
+    while not list(out.glob(".running-*/*/saved/*.pth")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    assert list(out.glob(".running-*/*/saved/*.pth"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert {path.name for path in out.iterdir()} <= {"results.csv", "calibrations"}
+    assert not list(tmp_path.glob("benchmark-*"))
+
+
+def test_report_only_wants_results(write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", str(write()), f"--out={tmp_path / 'typo'}", "--report-only"]) == 2
+    assert "typo holds no results of a benchmark; name their folder with --out" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
 
 
 def test_runs_on_the_same_data_share_what_amsc_found(write: Any, tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from tabulate import tabulate
 
-from recbole_guider.benchmark.runner import read_results, read_users
+from recbole_guider.benchmark.runner import metrics_of, read_results, read_users
 from recbole_guider.benchmark.spec import Spec, level_of, percent
+from recbole_guider.errors import GuiderError
 from recbole_guider.statistics import Comparison, compare, holm
 from recbole_guider.whole_files import write_whole
 
 #: Differences are called significant if both tests are, after Holm's correction.
 LEVEL = 0.05
 _PLACE = ["dataset", "noise", "model", "method"]
-_FEW_METRICS = ("recall@20", "ndcg@20", "recall@10", "ndcg@10")
 _ENVIRONMENT = ("git commit", "version", "python", "processor", "gpu", "device", "threads")
 
 
@@ -46,13 +46,6 @@ def write_report(spec: Spec, folder: Path) -> tuple[Path, Path]:
     write_whole(markdown, lambda path: path.write_text(_as_markdown(sections), encoding="utf-8"))
     write_whole(page, lambda path: path.write_text(_as_html(sections), encoding="utf-8"))
     return markdown, page
-
-
-def metrics_of(spec: Spec, rows: pd.DataFrame) -> list[str]:
-    """The metrics that are compared: the spec's; else Recall and NDCG at 20 or 10; else all there are."""
-    there = [str(column).removeprefix("test ") for column in rows.columns if str(column).startswith("test ")]
-    wanted = spec.settings.metrics or [metric for metric in _FEW_METRICS if metric in there][:2] or there
-    return [metric for metric in wanted if metric in there]
 
 
 def summary_table(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from pydantic import Field
 from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.register import metrics_dict
 
+from recbole_guider.benchmark.data import DataFiles, data_files
 from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.errors import GuiderError
@@ -77,13 +78,24 @@ class Cell:
     files: tuple[str, ...]
     settings: Mapping[str, Any]
 
-    @cached_property
+    @property
     def key(self) -> str:
-        """What the run's results depend on, as a short name: all settings with their defaults, so that a run from
-        before a default changed is another run. Labels do not count, nor the device.
+        """What the run's results depend on beside its data, as a short name: all settings with their defaults, so that
+        a run from before a default changed is another run. Labels do not count, nor the device.
         """
-        settings = {key: value for key, value in self.config().final_config_dict.items() if key not in _PLACES}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return self._described[0]
+
+    @property
+    def data(self) -> DataFiles:
+        """The files that the run reads."""
+        return self._described[1]
+
+    @cached_property
+    def _described(self) -> tuple[str, DataFiles]:
+        config = self.config()
+        settings = {key: value for key, value in config.final_config_dict.items() if key not in _PLACES}
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16], data_files(config)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -166,6 +178,7 @@ def _check(cell: Cell, metrics: Iterable[str]) -> None:
         # RecBole's own checks raise these, and some of the settings it reads unchecked
         reason = str(error) if error.args and not isinstance(error, KeyError) else repr(error)
         raise GuiderError(f"RecBole refuses the settings: {reason.rstrip('.')}.") from error
+    data_files(config)
     for key, least in _WHOLE_NUMBERS.items():
         value = config[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
