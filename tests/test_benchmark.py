@@ -499,3 +499,22 @@ def test_the_report_is_two_files_and_the_page_needs_no_network(finished: tuple[A
     (out / "cells" / f"{spec.cells[0].key}.json").unlink()
     write_report(spec, out)
     assert "1 of 18 runs are missing" in (out / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_paired_is_left_out_of_the_report(finished: tuple[Any, Path]) -> None:
+    spec, out = finished
+    cell = next(cell for cell in spec.cells if (cell.method, cell.noise, cell.seed) == ("B", "20%", 2021))
+    file = out / "users" / f"{cell.key}.parquet"
+    pd.read_parquet(file).iloc[1:].to_parquet(file, index=False)
+    left_out: list[str] = []
+    tested = comparisons(spec, read_results(spec, out), out, ["recall@5"], left_out)
+    assert tested["noise"].tolist() == ["0%", "50%"]
+    (line,) = left_out
+    assert line.startswith("dataset toy, noise 20%, model BPR, method B (recall@5): seed 2021: the two methods were")
+    for path in write_report(spec, out):
+        assert f"Left out: {line}" in path.read_text(encoding="utf-8")
+
+
+def test_levels_of_noise_below_a_percent_are_told_apart(write: Any) -> None:
+    table = _rounded(pd.DataFrame({"level": [0.0, 0.001, 0.2], "recall@5 kept": [1.0, 0.5, 0.25]}))
+    assert table["level"].tolist() == ["0%", "0.1%", "20%"]

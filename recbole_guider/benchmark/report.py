@@ -63,11 +63,15 @@ def summary_table(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def comparisons(spec: Spec, rows: pd.DataFrame, folder: Path, metrics: list[str]) -> pd.DataFrame:
+def comparisons(
+    spec: Spec, rows: pd.DataFrame, folder: Path, metrics: list[str], left_out: list[str] | None = None
+) -> pd.DataFrame:
     """Every method against the baseline on the same model, data set, noise, seeds and users.
 
     Columns: the place, ``metric``, the fields of :class:`~recbole_guider.statistics.Comparison`, and ``holm_users`` and
     ``holm_seeds``, corrected over all rows of this table; ``significant`` where both are at most 0.05.
+
+    A comparison that cannot be paired has no row; ``left_out``, if given, is told which and why.
     """
     baseline = spec.settings.baseline
     lines = []
@@ -80,17 +84,27 @@ def comparisons(spec: Spec, rows: pd.DataFrame, folder: Path, metrics: list[str]
         for method, ours in by_method.items():
             if not set(ours) & set(theirs):
                 continue
+            place = dict(zip(_PLACE, (dataset, noise, model, method), strict=True))
+            unpaired: dict[str, list[str]] = {}
             for metric in metrics:
-                found = compare(
-                    {seed: users[metric] for seed, users in ours.items()},
-                    {seed: users[metric] for seed, users in theirs.items()},
-                )
-                place = dict(zip(_PLACE, (dataset, noise, model, method), strict=True))
-                lines.append({**place, "metric": metric, **found._asdict()})
+                try:
+                    found = compare(_of_metric(metric, ours), _of_metric(metric, theirs))
+                except GuiderError as error:
+                    unpaired.setdefault(str(error), []).append(metric)
+                else:
+                    lines.append({**place, "metric": metric, **found._asdict()})
+            if left_out is not None:
+                label = ", ".join(f"{key} {value}" for key, value in place.items())
+                left_out += [f"{label} ({', '.join(names)}): {reason}" for reason, names in unpaired.items()]
     table = pd.DataFrame(lines, columns=[*_PLACE, "metric", *Comparison._fields])
     table["holm_users"], table["holm_seeds"] = holm(table["p_users"].tolist()), holm(table["p_seeds"].tolist())
     table["significant"] = (table["holm_users"] <= LEVEL) & (table["holm_seeds"] <= LEVEL)
     return table
+
+
+def _of_metric(metric: str, by_seed: dict[int, pd.DataFrame]) -> dict[int, pd.Series]:
+    """seed -> the metric of every user, of the runs that measured it."""
+    return {seed: users[metric] for seed, users in by_seed.items() if metric in users}
 
 
 def curves(spec: Spec, rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
@@ -137,15 +151,17 @@ def _sections(spec: Spec, rows: pd.DataFrame, folder: Path) -> Iterator[Section]
     metrics = metrics_of(spec, rows)
     yield Section("Results", "Test metrics, mean ± standard deviation over the seeds.", summary_table(rows, metrics))
     yield from _bars(rows, metrics)
-    tested = comparisons(spec, rows, folder, metrics)
-    if len(tested):
+    left_out: list[str] = []
+    tested = comparisons(spec, rows, folder, metrics, left_out)
+    if len(tested) or left_out:
         yield Section(
             f"Against {spec.settings.baseline}",
             "Paired differences on the same users and seeds, with a 95% interval. p over users: t-test of each user's "
             "difference, averaged over seeds (beside it Wilcoxon's signed-rank test); p over seeds: t-test of each "
             "seed's difference, averaged over users. Both are corrected by Holm over all rows of this table; a "
-            f"difference is marked * where both are at most {LEVEL}.",
-            _tested(tested),
+            f"difference is marked * where both are at most {LEVEL}."
+            + "".join(f" Left out: {line}" for line in left_out),
+            _tested(tested) if len(tested) else None,
         )
     noisy = curves(spec, rows, metrics)
     if len(noisy):
