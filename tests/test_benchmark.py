@@ -181,6 +181,7 @@ def test_the_specs_of_the_repository_are_valid(name: str) -> None:
         ({"skip": [{"method": "tbpr"}]}, "spec.skip: method 'tbpr' is not in the spec; it has plain, T-BPR"),
         ({"skip": [{"seed": 7}]}, "spec.skip: seed 7 is not in the spec; it has 2020, 2021"),
         ({"settings": {"epochs": "abc"}}, "model BPR, .*: epochs is 'abc': it must be a whole number >= 1"),
+        ({"settings": {"learning_rate": "abc"}}, "model BPR, .*: learning_rate is 'abc': it must be a number"),
         ({"settings": {"valid_metric": "Recall@7"}}, "valid_metric is 'Recall@7', which the run does not measure: .*"
                                                      "recall@5, ndcg@5"),
         ({"metrics": ["recal@5"]}, "spec.metrics names 'recal@5', which .*; did you mean recall@5"),
@@ -344,7 +345,7 @@ def test_a_failure_is_kept_until_the_run_succeeds(
 @pytest.mark.parametrize(
     ("problem", "reason"),
     [
-        ("started\nerror: no such file.\n\nexit status 2", "error: no such file."),
+        ("started\nerror: no such file.\n\nexit status 2", "no such file."),
         ("Traceback ..\n  line\nKeyError: 'x'\nexit status 1", "KeyError: 'x'"),
         ("started\nkilled by SIGKILL", "killed by SIGKILL"),
         ("\nexit status 1", "exit status 1"),

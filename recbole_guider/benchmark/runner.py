@@ -124,7 +124,7 @@ def _reason(problem: str) -> str:
     errors = [line for line in lines if line.startswith("error:")]
     ended_by_itself = lines[-1].startswith("exit status")
     if errors and (ended_by_itself or lines[-1] == errors[-1]):
-        return errors[-1]
+        return errors[-1].removeprefix("error: ")
     return lines[-2] if ended_by_itself and len(lines) > 1 else lines[-1]
 
 

@@ -183,6 +183,9 @@ def _check(cell: Cell, metrics: Iterable[str]) -> None:
         value = config[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise GuiderError(f"{key} is {value!r}: it must be a whole number >= {least}.")
+    rate = config["learning_rate"]
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise GuiderError(f"learning_rate is {rate!r}: it must be a number.")
     measured = _measured(config)
     if str(config["valid_metric"]).lower() not in measured:
         raise GuiderError(
