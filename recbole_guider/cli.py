@@ -234,14 +234,15 @@ def _benchmark(arguments: argparse.Namespace, rest: list[str]) -> None:
     from pathlib import Path
 
     from recbole_guider.benchmark.report import write_report
-    from recbole_guider.benchmark.runner import run_benchmark, write_results
+    from recbole_guider.benchmark.runner import RESULTS, run_benchmark, write_results
     from recbole_guider.benchmark.spec import read_spec
 
     spec = read_spec(arguments.spec, arguments.data)
     folder = Path(arguments.out or f"{Path(arguments.spec).stem}-results")
     failures = []
     if arguments.report_only:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / RESULTS).is_file() and not (folder / "cells").is_dir():
+            raise GuiderError(f"--report-only: {folder} holds no results of a benchmark; name their folder with --out.")
         write_results(spec, folder)
     else:
         failures = run_benchmark(spec, folder, arguments.workers)

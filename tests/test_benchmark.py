@@ -19,8 +19,8 @@ import yaml
 
 import recbole_guider
 from recbole_guider import run_recbole_guider
-from recbole_guider.benchmark.report import comparisons, curves, metrics_of, summary_table, write_report
-from recbole_guider.benchmark.runner import read_results, read_users, run_benchmark
+from recbole_guider.benchmark.report import _rounded, comparisons, curves, summary_table, write_report
+from recbole_guider.benchmark.runner import _reason, metrics_of, read_results, read_users, run_benchmark
 from recbole_guider.benchmark.spec import level_of, read_spec
 from recbole_guider.cli import main
 from recbole_guider.errors import GuiderError
@@ -93,6 +93,35 @@ def test_cells_are_the_product_with_later_dimensions_on_top(write: Any) -> None:
     assert plain.guider_settings is None  # the values of all runs do not switch GUIDER on
 
 
+@pytest.mark.parametrize(
+    ("model", "method", "on"),
+    [
+        ({}, {"guider": {}}, True),
+        ({}, {"guider.student_loss": "own"}, True),
+        ({"guider": {"student_loss": "own"}}, {}, True),
+        ({"guider": True}, {"guider": False}, False),
+        ({"guider.student_loss": "own"}, {"guider": None}, False),
+        ({}, {"guider": None}, False),
+        ({"model": "GUIDER_LightGCN"}, {}, True),
+        ({"model": "GUIDER_LightGCN"}, {"guider": None}, True),
+        ({"model": "GUIDER_LightGCN"}, {"guider": False}, False),
+    ],
+)
+def test_what_switches_guider_on(model: dict[str, Any], method: dict[str, Any], on: bool, write: Any) -> None:
+    models, methods = {"M": {"model": "LightGCN", **model}}, {"X": method}
+    spec = read_spec(write(models=models, methods=methods, settings={"guider": {"dbpr": {"eta": 0.3}}}))
+    assert (spec.cells[0].config().guider_settings is not None) == on
+
+
+def test_a_data_set_alone_does_not_switch_guider_on(write: Any, tmp_path: Path) -> None:
+    file = write(methods=["plain", "guider"])
+    (tmp_path / "more.yaml").write_text("guider: {student_loss: own}\n")
+    content = yaml.safe_load(file.read_text()) | {"datasets": {"toy": ["toy.yaml", "more.yaml"]}}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    plain, guided = (cell.config().guider_settings for cell in read_spec(file).cells[:2])
+    assert plain is None and guided.student_loss == "own"
+
+
 def test_lists_of_methods_and_packaged_data(write: Any, tmp_path: Path) -> None:
     spec = read_spec(write(datasets=["ml-100k"], methods=["plain", "guider", "r-ce"], seeds=1))
     assert [cell.method for cell in spec.cells] == ["plain", "guider", "r-ce"]
@@ -103,7 +132,13 @@ def test_lists_of_methods_and_packaged_data(write: Any, tmp_path: Path) -> None:
     assert mine.config()["epochs"] == 77
 
 
-@pytest.mark.parametrize("name", ["ml-100k", "study", "ablations", "competitors", "amazon_microlens"])
+def test_every_share_of_noise_is_a_level_of_its_own(write: Any) -> None:
+    spec = read_spec(write(noise=[0, 0.001, 0.004, 0.07, 0.125], seeds=1))
+    assert list(spec.settings.noise) == ["0%", "0.1%", "0.4%", "7%", "12.5%"]
+    assert len({cell.key for cell in spec.cells}) == len(spec.cells) == 10
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPECS.glob("*.yaml")))
 def test_the_specs_of_the_repository_are_valid(name: str) -> None:
     spec = read_spec(SPECS / f"{name}.yaml")
     assert len(spec.cells) >= 24
@@ -121,12 +156,54 @@ def test_the_specs_of_the_repository_are_valid(name: str) -> None:
         ({"baseline": "none"}, "baseline is 'none', which is none of the methods"),
         ({"datasets": {"toy": "nowhere.yaml"}}, "spec.datasets.toy: file .*nowhere.yaml does not exist"),
         ({"datasets": {"toy": {"file": "toy.yaml"}}}, "spec.datasets.toy.file is not a setting. Allowed: files, s"),
-        ({"seeds": []}, "spec.seeds is"),
+        ({"datasets": {"toy": 5}}, "spec.datasets.toy is 5: give a file, a list of files, or a block"),
+        ({"datasets": {"toy": [5]}}, r"spec.datasets.toy: files is \[5\]: it must be a file or a list"),
+        ({"datasets": {"toy": {"settings": 5}}}, "spec.datasets.toy.settings is 5: it must be a block"),
+        ({"models": [{"BPR": {"epochs": 1}}]}, "spec.models lists .*: a list is of names; for settings, make models a"),
+        ({"models": ["GRU4Rec"]}, "model GRU4Rec, .*: RecBole refuses the settings: .*should be None when"),
+        ({"methods": ["plain", {"G": {"guider": True}}]}, "spec.methods names {'G': .*: a name is one of plain"),
+        ({"methods": {"plain": {}, "T": "t-bpr"}}, "spec.methods.T is 't-bpr': it must be a block of settings"),
+        ({"noise": {"a": 0.2}}, "spec.noise.a is 0.2: it must be a block of settings"),
+        ({"noise": 0.2}, r"spec.noise is 0.2: give a list of shares such as \[0, 0.2\], or a block"),
+        ({"noise": ["none", 0.2]}, "spec.noise lists 'none': a list is of shares such as 0 and 0.2"),
+        ({"noise": [True]}, "spec.noise lists True: a list is of shares"),
+        ({"noise": [float("nan")]}, "spec.noise lists nan: a list is of shares"),
+        ({"noise": [0.2, 0.2]}, "spec.noise lists 20% twice"),
+        ({"seeds": []}, r"spec.seeds is \[\]: it must be a number of seeds >= 1, or a list of seeds"),
+        ({"seeds": 0}, "spec.seeds is 0: it must be a number of seeds >= 1"),
+        ({"seeds": True}, "spec.seeds is True: it must be a number of seeds >= 1"),
+        ({"seeds": [-1]}, "spec.seeds lists -1: a seed is a whole number from 0"),
+        ({"seeds": [1.5]}, "spec.seeds lists 1.5: a seed is a whole number"),
+        ({"seeds": [True]}, "spec.seeds lists True: a seed is a whole number"),
+        ({"seeds": [2020, 2020]}, "spec.seeds lists 2020 twice"),
+        ({"skip": {"method": "plain"}}, "spec.skip is {'method': 'plain'}: it must be a list of blocks such as"),
+        ({"skip": [{"modle": "BPR"}]}, "spec.skip names 'modle'; did you mean model"),
+        ({"skip": [{"method": "tbpr"}]}, "spec.skip: method 'tbpr' is not in the spec; it has plain, T-BPR"),
+        ({"skip": [{"seed": 7}]}, "spec.skip: seed 7 is not in the spec; it has 2020, 2021"),
+        ({"settings": {"epochs": "abc"}}, "model BPR, .*: epochs is 'abc': it must be a whole number >= 1"),
+        ({"settings": {"learning_rate": "abc"}}, "model BPR, .*: learning_rate is 'abc': it must be a number"),
+        ({"settings": {"valid_metric": "Recall@7"}}, "valid_metric is 'Recall@7', which the run does not measure: .*"
+                                                     "recall@5, ndcg@5"),
+        ({"metrics": ["recal@5"]}, "spec.metrics names 'recal@5', which .*; did you mean recall@5"),
+        ({"metrics": ["recall@20"]}, "spec.metrics names 'recall@20', which .* give recall@5, ndcg@5"),
+        ({"settings": {"metrics": ["Recall", "ItemCoverage"]}, "metrics": ["itemcoverage@5"]},
+         "spec.metrics names 'itemcoverage@5', which the run does not report for each user"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(changes: dict[str, Any], message: str, write: Any) -> None:
     with pytest.raises(GuiderError, match=message):
         read_spec(write(**changes))
+
+
+def test_an_empty_key_is_one_that_is_not_there(write: Any) -> None:
+    empty = dict.fromkeys(("methods", "noise", "seeds", "settings", "baseline", "metrics", "skip"))
+    spec = read_spec(write(datasets={"toy": {"files": "toy.yaml", "settings": None}}, **empty))
+    assert [(cell.method, cell.noise, cell.seed) for cell in spec.cells] == [("plain", "none", 2020)]
+
+
+def test_labels_that_yaml_reads_as_numbers(write: Any) -> None:
+    spec = read_spec(write(methods={1: {}, 2: {"denoising": "t-bpr"}}, baseline=1, skip=[{"method": 2, "seed": 2021}]))
+    assert spec.settings.baseline == "1" and [cell.method for cell in spec.cells] == ["1", "2", "1"]
 
 
 def test_kinds_and_levels_of_noise() -> None:
@@ -175,6 +252,149 @@ def test_a_benchmark_keeps_what_is_finished(write: Any, tmp_path: Path, toy: dic
         assert (out / "cells" / f"{key}.json").stat().st_mtime_ns == stamp
     same = [column for column in rows if column.startswith(("test ", "valid "))]
     pd.testing.assert_frame_equal(rows[same], again[same])
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Runs take no time; the list fills with their settings. A learning rate of 0.5 fails with a traceback."""
+    ran: list[dict[str, Any]] = []
+
+    def train_and_test(config: Any, calibrations: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+        ran.append({"seed": config["seed"], "denoising": config["denoising"], "here": Path.cwd()})
+        if config["learning_rate"] == 0.5:
+            print("error: before that")
+            raise ValueError("too\nfast")
+        users = pd.DataFrame({"user": ["u1", "u2"], "recall@5": [0.0, 0.5], "ndcg@5": [0.1, 0.3]})
+        row = {"test recall@5": 0.25, "test ndcg@5": 0.2, "best epoch": 1, "seconds": 1.0, "seconds per epoch": 1.0}
+        return row, users
+
+    monkeypatch.setattr("recbole_guider.benchmark.cell._train_and_test", train_and_test)
+    return ran
+
+
+def test_runs_whose_data_changed_are_made_again(
+    write: Any, toy: dict[str, Any], tmp_path: Path, no_training: Any
+) -> None:
+    data, out, said = tmp_path / "data", tmp_path / "out", []
+    shutil.copytree(toy["data_path"], data)
+    file = write(seeds=1, settings={"data_path": str(data)})
+
+    def again() -> int:
+        """How many runs are made now."""
+        no_training.clear()
+        said.clear()
+        assert run_benchmark(read_spec(file), out, workers=0, say=said.append) == []
+        assert len(read_results(read_spec(file), out)) == 2
+        return len(no_training)
+
+    assert again() == 2
+    os.utime(data / "toy" / "toy.inter")  # other times, the same content
+    (data / "toy" / "toy.notes").write_text("not read")
+    assert again() == 0
+    np.save(data / "toy" / "image.npy", np.load(data / "toy" / "image.npy") + 1)
+    assert len(read_results(read_spec(file), out)) == 0  # nor are they reported beside new ones
+    assert again() == 2 and said[0] == "the files of toy have changed: 2 finished runs on them are made again"
+    for written in out.glob("cells/*.json"):  # as an older version wrote it
+        row = json.loads(written.read_text())
+        assert row.pop("data")
+        written.write_text(json.dumps(row))
+    (data / "toy" / "toy.inter").write_text((data / "toy" / "toy.inter").read_text().rstrip("\n"))
+    assert again() == 0
+    shutil.rmtree(data)
+    assert len(read_results(read_spec(file), out)) == 2  # the report needs no data
+
+
+def test_data_that_are_not_there_are_told_before_the_first_run(write: Any, tmp_path: Path, no_training: Any) -> None:
+    spec = read_spec(write(datasets={"toy": "toy.yaml", "toyy": "toy.yaml"}))
+    with pytest.raises(GuiderError, match="there is no folder .*toyy with the data set 'toyy'; did you mean 'toy'"):
+        run_benchmark(spec, tmp_path / "out", workers=0)
+    assert not no_training and not (tmp_path / "out").exists()
+
+
+def test_two_labels_of_the_same_settings_are_one_run(write: Any, tmp_path: Path, no_training: Any) -> None:
+    said: list[str] = []
+    spec = read_spec(write(methods={"plain": {}, "same": {"denoising": False}}, seeds=1, metrics=["NDCG@5"]))
+    run_benchmark(spec, tmp_path / "out", workers=0, say=said.append)
+    assert len(no_training) == 1
+    assert pd.read_csv(tmp_path / "out" / "results.csv")["method"].tolist() == ["plain", "same"]
+    # a line for each, with the metric that is compared
+    assert [line.partition(":")[2] for line in said] == [" test ndcg@5 0.2000, 1 s"] * 2
+    assert [line.partition("]")[0] for line in said] == ["[1/2", "[2/2"]
+
+
+def test_a_failure_is_kept_until_the_run_succeeds(
+    write: Any, tmp_path: Path, no_training: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, said = tmp_path / "out", []
+    spec = read_spec(write(methods={"fast": {"learning_rate": 0.5}}, seeds=1))
+    ((cell, reason),) = run_benchmark(spec, out, workers=0, say=said.append)
+    assert reason == "fast" and said[-1].endswith("FAILED, fast")  # the last line of the exception
+    (failure,) = (out / "failures").iterdir()
+    assert "Traceback (most recent call last)" in failure.read_text()
+    assert not list(no_training[0]["here"].parent.glob("*")) and not list(out.glob(".running-*"))
+    monkeypatch.setattr(
+        "recbole_guider.benchmark.cell._train_and_test",
+        lambda config, calibrations: ({"test auc": 0.7, "seconds": 1.0}, pd.DataFrame({"user": ["u1"]})),
+    )
+    assert run_benchmark(spec, out, workers=0, say=said.append) == [] and not failure.exists()
+    failure.write_text("of an older version, which left it")
+    run_benchmark(spec, out, workers=0, say=said.append)
+    assert not failure.exists()
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        ("started\nerror: no such file.\n\nexit status 2", "no such file."),
+        ("Traceback ..\n  line\nKeyError: 'x'\nexit status 1", "KeyError: 'x'"),
+        ("started\nkilled by SIGKILL", "killed by SIGKILL"),
+        ("\nexit status 1", "exit status 1"),
+    ],
+)
+def test_the_reason_of_a_failure(problem: str, reason: str) -> None:
+    assert _reason(problem) == reason
+
+
+def test_only_leftovers_of_killed_benchmarks_are_removed(write: Any, tmp_path: Path, no_training: Any) -> None:
+    out = tmp_path / "out"
+    for name in ("left", "alive"):
+        (out / f".running-{name}" / "saved").mkdir(parents=True)
+    program = (
+        "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+        "print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(out / ".running-alive" / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        run_benchmark(read_spec(write(seeds=1)), out, workers=0, say=lambda line: None)
+        assert [path.name for path in out.glob(".running-*")] == [".running-alive"]
+        other.kill()
+    run_benchmark(read_spec(write(seeds=1)), out, workers=0, say=lambda line: None)
+    assert not list(out.glob(".running-*"))
+
+
+def test_a_terminated_benchmark_leaves_no_process_and_no_checkpoint(write: Any, tmp_path: Path) -> None:
+    file, out = write(seeds=1, settings={"epochs": 100000, "stopping_step": 100000}), tmp_path / "out"
+    program = "import sys; from recbole_guider.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "benchmark", str(file), f"--out={out}"]
+    package = str(Path(recbole_guider.__file__).resolve().parent.parent)
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": package, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL
+    )
+    deadline = time.time() + 240
+    while not list(out.glob(".running-*/*/saved/*.pth")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    assert list(out.glob(".running-*/*/saved/*.pth"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert {path.name for path in out.iterdir()} <= {"results.csv", "calibrations"}
+    assert not list(tmp_path.glob("benchmark-*"))
+
+
+def test_report_only_wants_results(write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", str(write()), f"--out={tmp_path / 'typo'}", "--report-only"]) == 2
+    assert "typo holds no results of a benchmark; name their folder with --out" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
 
 
 def test_runs_on_the_same_data_share_what_amsc_found(write: Any, tmp_path: Path) -> None:
@@ -280,3 +500,22 @@ def test_the_report_is_two_files_and_the_page_needs_no_network(finished: tuple[A
     (out / "cells" / f"{spec.cells[0].key}.json").unlink()
     write_report(spec, out)
     assert "1 of 18 runs are missing" in (out / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_paired_is_left_out_of_the_report(finished: tuple[Any, Path]) -> None:
+    spec, out = finished
+    cell = next(cell for cell in spec.cells if (cell.method, cell.noise, cell.seed) == ("B", "20%", 2021))
+    file = out / "users" / f"{cell.key}.parquet"
+    pd.read_parquet(file).iloc[1:].to_parquet(file, index=False)
+    left_out: list[str] = []
+    tested = comparisons(spec, read_results(spec, out), out, ["recall@5"], left_out)
+    assert tested["noise"].tolist() == ["0%", "50%"]
+    (line,) = left_out
+    assert line.startswith("dataset toy, noise 20%, model BPR, method B (recall@5): seed 2021: the two methods were")
+    for path in write_report(spec, out):
+        assert f"Left out: {line}" in path.read_text(encoding="utf-8")
+
+
+def test_levels_of_noise_below_a_percent_are_told_apart(write: Any) -> None:
+    table = _rounded(pd.DataFrame({"level": [0.0, 0.001, 0.2], "recall@5 kept": [1.0, 0.5, 0.25]}))
+    assert table["level"].tolist() == ["0%", "0.1%", "20%"]

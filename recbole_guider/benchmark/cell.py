@@ -1,7 +1,7 @@
 """One run of a benchmark: its row, and the metrics of every user.
 
 ``python -m recbole_guider.benchmark.cell CELL.json FOLDER`` runs it in a process of its own, so that its peak memory is
-its own and a crash takes nothing else along.
+its own and a crash takes nothing else along. Checkpoints and logs go beside CELL.json.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -38,31 +38,38 @@ from recbole_guider.whole_files import write_whole
 _LIBRARIES = ("torch", "recbole", "numpy", "scipy", "pandas", "scikit-learn", "POT")
 
 
-def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+def run_cell(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
     """Train on the training split, choose the epoch by validation, test once there.
 
     Writes ``folder/users/<key>.parquet`` (a row for each test user: token and metrics), then
     ``folder/cells/<key>.json`` (the row): where the second is, the run is finished. Both appear whole or not at all.
     ``folder/calibrations`` keeps what AMSC found, for other runs on the same data with the same seed.
 
+    Args:
+        cell: the run.
+        folder: of the results.
+        scratch: a folder for checkpoints and logs, which the caller removes.
+
     Returns:
-        The row: labels, best validation and test results, epochs, seconds, memory, detection of injected noise,
-        commit, versions.
+        The row: labels, the data's fingerprint, best validation and test results, epochs, seconds, memory, detection of
+        injected noise, commit, versions.
     """
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     _forget_peak()
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
-        config = cell.config()
-        config["data_path"] = os.path.abspath(config["data_path"])
-        config["checkpoint_dir"] = os.path.join(scratch, "saved")
-        with _inside(scratch):  # logs go there, too
-            row, users = _train_and_test(config, folder.resolve() / "calibrations")
+    config = cell.config()
+    config["data_path"] = os.path.abspath(config["data_path"])
+    config["checkpoint_dir"] = str(scratch.resolve() / "saved")
+    folder, data = folder.resolve(), cell.data
+    fingerprint = data.fingerprint()  # before training: what the run read, not what is there when it ends
+    with _inside(scratch):  # logs go there, too
+        row, users = _train_and_test(config, folder / "calibrations")
     row |= {
         "settings": json.dumps(cell.settings, sort_keys=True, default=str), "files": " ".join(cell.files),
         "peak memory MB": _peak_megabytes(), "threads": torch.get_num_threads(), "started": started,
         **environment(),
     }
-    row = {"key": cell.key, **cell.labels, **row}
+    # without one the data were downloaded meanwhile
+    row = {"key": cell.key, "data": fingerprint or data.fingerprint(), **cell.labels, **row}
     (folder / "users").mkdir(parents=True, exist_ok=True)
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     write_whole(folder / "users" / f"{cell.key}.parquet", lambda path: users.to_parquet(path, index=False))
@@ -110,7 +117,7 @@ def _train_and_test(config: Any, calibrations: Path) -> tuple[dict[str, Any], pd
 
 
 @contextmanager
-def _inside(folder: str) -> Iterator[None]:
+def _inside(folder: Path) -> Iterator[None]:
     before = os.getcwd()
     os.chdir(folder)
     try:
@@ -181,19 +188,20 @@ def main() -> int:
     content = json.loads(described.read_text(encoding="utf-8"))
     cell = Cell(**{**content, "files": tuple(content["files"])})
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(), described.parent), daemon=True).start()
     try:
-        run_cell(cell, folder)
+        run_cell(cell, folder, described.parent)
     except GuiderError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _end_with_parent(parent: int) -> None:
-    """A benchmark that is killed leaves no run behind."""
+def _end_with_parent(parent: int, scratch: Path) -> None:
+    """A benchmark that is killed leaves no run behind, nor its checkpoint."""
     while os.getppid() == parent:
         time.sleep(1)
+    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
 
 

@@ -12,15 +12,15 @@ import pandas as pd
 import plotly.graph_objects as go
 from tabulate import tabulate
 
-from recbole_guider.benchmark.runner import read_results, read_users
-from recbole_guider.benchmark.spec import Spec, level_of
+from recbole_guider.benchmark.runner import metrics_of, read_results, read_users
+from recbole_guider.benchmark.spec import Spec, level_of, percent
+from recbole_guider.errors import GuiderError
 from recbole_guider.statistics import Comparison, compare, holm
 from recbole_guider.whole_files import write_whole
 
 #: Differences are called significant if both tests are, after Holm's correction.
 LEVEL = 0.05
 _PLACE = ["dataset", "noise", "model", "method"]
-_FEW_METRICS = ("recall@20", "ndcg@20", "recall@10", "ndcg@10")
 _ENVIRONMENT = ("git commit", "version", "python", "processor", "gpu", "device", "threads")
 
 
@@ -48,13 +48,6 @@ def write_report(spec: Spec, folder: Path) -> tuple[Path, Path]:
     return markdown, page
 
 
-def metrics_of(spec: Spec, rows: pd.DataFrame) -> list[str]:
-    """The metrics that are compared: the spec's; else Recall and NDCG at 20 or 10; else all there are."""
-    there = [str(column).removeprefix("test ") for column in rows.columns if str(column).startswith("test ")]
-    wanted = spec.settings.metrics or [metric for metric in _FEW_METRICS if metric in there][:2] or there
-    return [metric for metric in wanted if metric in there]
-
-
 def summary_table(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """Mean and standard deviation over the seeds: a row for each data set, noise, model and method."""
     lines = []
@@ -70,11 +63,15 @@ def summary_table(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def comparisons(spec: Spec, rows: pd.DataFrame, folder: Path, metrics: list[str]) -> pd.DataFrame:
+def comparisons(
+    spec: Spec, rows: pd.DataFrame, folder: Path, metrics: list[str], left_out: list[str] | None = None
+) -> pd.DataFrame:
     """Every method against the baseline on the same model, data set, noise, seeds and users.
 
     Columns: the place, ``metric``, the fields of :class:`~recbole_guider.statistics.Comparison`, and ``holm_users`` and
     ``holm_seeds``, corrected over all rows of this table; ``significant`` where both are at most 0.05.
+
+    A comparison that cannot be paired has no row; ``left_out``, if given, is told which and why.
     """
     baseline = spec.settings.baseline
     lines = []
@@ -87,17 +84,27 @@ def comparisons(spec: Spec, rows: pd.DataFrame, folder: Path, metrics: list[str]
         for method, ours in by_method.items():
             if not set(ours) & set(theirs):
                 continue
+            place = dict(zip(_PLACE, (dataset, noise, model, method), strict=True))
+            unpaired: dict[str, list[str]] = {}
             for metric in metrics:
-                found = compare(
-                    {seed: users[metric] for seed, users in ours.items()},
-                    {seed: users[metric] for seed, users in theirs.items()},
-                )
-                place = dict(zip(_PLACE, (dataset, noise, model, method), strict=True))
-                lines.append({**place, "metric": metric, **found._asdict()})
+                try:
+                    found = compare(_of_metric(metric, ours), _of_metric(metric, theirs))
+                except GuiderError as error:
+                    unpaired.setdefault(str(error), []).append(metric)
+                else:
+                    lines.append({**place, "metric": metric, **found._asdict()})
+            if left_out is not None:
+                label = ", ".join(f"{key} {value}" for key, value in place.items())
+                left_out += [f"{label} ({', '.join(names)}): {reason}" for reason, names in unpaired.items()]
     table = pd.DataFrame(lines, columns=[*_PLACE, "metric", *Comparison._fields])
     table["holm_users"], table["holm_seeds"] = holm(table["p_users"].tolist()), holm(table["p_seeds"].tolist())
     table["significant"] = (table["holm_users"] <= LEVEL) & (table["holm_seeds"] <= LEVEL)
     return table
+
+
+def _of_metric(metric: str, by_seed: dict[int, pd.DataFrame]) -> dict[int, pd.Series]:
+    """seed -> the metric of every user, of the runs that measured it."""
+    return {seed: users[metric] for seed, users in by_seed.items() if metric in users}
 
 
 def curves(spec: Spec, rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
@@ -144,15 +151,17 @@ def _sections(spec: Spec, rows: pd.DataFrame, folder: Path) -> Iterator[Section]
     metrics = metrics_of(spec, rows)
     yield Section("Results", "Test metrics, mean ± standard deviation over the seeds.", summary_table(rows, metrics))
     yield from _bars(rows, metrics)
-    tested = comparisons(spec, rows, folder, metrics)
-    if len(tested):
+    left_out: list[str] = []
+    tested = comparisons(spec, rows, folder, metrics, left_out)
+    if len(tested) or left_out:
         yield Section(
             f"Against {spec.settings.baseline}",
             "Paired differences on the same users and seeds, with a 95% interval. p over users: t-test of each user's "
             "difference, averaged over seeds (beside it Wilcoxon's signed-rank test); p over seeds: t-test of each "
             "seed's difference, averaged over users. Both are corrected by Holm over all rows of this table; a "
-            f"difference is marked * where both are at most {LEVEL}.",
-            _tested(tested),
+            f"difference is marked * where both are at most {LEVEL}."
+            + "".join(f" Left out: {line}" for line in left_out),
+            _tested(tested) if len(tested) else None,
         )
     noisy = curves(spec, rows, metrics)
     if len(noisy):
@@ -198,8 +207,8 @@ def _p_value(p: float) -> str:
 def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     for column in table.select_dtypes("number"):
-        style = "{:.0%}" if column == "level" else "{:.1%}" if column.endswith(" kept") else "{:.4f}"
-        table[column] = ["" if value != value else style.format(value) for value in table[column]]
+        style = percent if column == "level" else ("{:.1%}" if column.endswith(" kept") else "{:.4f}").format
+        table[column] = ["" if value != value else style(value) for value in table[column]]
     return table
 
 
@@ -255,7 +264,7 @@ def _curve_figures(table: pd.DataFrame, metrics: list[str]) -> Iterator[Section]
                     error_y=_deviations(part[f"{metric} sd"]),
                 )
             figure.update_layout(
-                xaxis_title=kind, yaxis_title=metric, xaxis_tickformat=".0%", height=480, legend=_LEGEND
+                xaxis_title=kind, yaxis_title=metric, xaxis_tickformat="~%", height=480, legend=_LEGEND
             )
             yield Section(f"{metric} on {dataset} against {kind}", figure=figure)
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import traceback
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 import recbole_guider
 from recbole_guider.benchmark.cell import as_json, run_cell
@@ -25,6 +30,9 @@ from recbole_guider.whole_files import write_whole
 
 RESULTS = "results.csv"
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_FEW_METRICS = ("recall@20", "ndcg@20", "recall@10", "ndcg@10")
+#: Seconds that a run has to end in when it is told to.
+_PATIENCE = 10
 
 
 def run_benchmark(
@@ -33,7 +41,8 @@ def run_benchmark(
     """Run what is missing. A killed benchmark continues: finished runs are kept, one by one.
 
     Every finished run is a file of its own in ``folder/cells``; after each, ``folder/results.csv`` is made anew from
-    them and put into place at once, a row for each finished run of the spec.
+    them and put into place at once, a row for each finished run of the spec. A run whose data have changed since it
+    finished is made again. Runs of the same settings under several labels are one.
 
     Args:
         spec: from :func:`~recbole_guider.benchmark.spec.read_spec`.
@@ -43,46 +52,114 @@ def run_benchmark(
         say: is told of every run that ends.
 
     Returns:
-        The runs that failed, with the end of what they printed; the whole lies in ``folder/failures``.
+        The runs that failed, with the reason; all that they printed lies in ``folder/failures``.
+
+    Raises:
+        GuiderError: the data of a run that is missing are not there.
     """
     if workers < 0:
         raise GuiderError(f"--workers is {workers}: it must be 0 (in this process) or more.")
+    pending: dict[str, list[Cell]] = {}
+    outdated: Counter[str] = Counter()
+    for cell in spec.cells:
+        if is_finished(cell, folder):
+            _failure(cell, folder).unlink(missing_ok=True)
+            continue
+        cell.data.check()
+        pending.setdefault(cell.key, []).append(cell)
+        if _row(cell, folder) is not None:
+            outdated[cell.dataset] += 1
     folder.mkdir(parents=True, exist_ok=True)
+    for dataset, number in outdated.items():
+        say(f"the files of {dataset} have changed: {number} finished runs on them are made again")
     failures: list[tuple[Cell, str]] = []
-    pending = [cell for cell in spec.cells if not is_finished(cell, folder)]
-    done = len(spec.cells) - len(pending)
+    done = len(spec.cells) - sum(map(len, pending.values()))
     if done:
         say(f"{done} of {len(spec.cells)} runs are finished already")
     write_results(spec, folder)
-    running = _in_processes(pending, folder, workers) if workers else _in_this_process(pending, folder)
-    for cell, problem in running:
-        done += 1
-        place = ", ".join(f"{key} {value}" for key, value in cell.labels.items())
-        if problem is None:
-            rows = write_results(spec, folder)
-            row = rows[rows["key"] == cell.key].iloc[0]
-            metric = (spec.settings.metrics or _metrics(rows))[0]
-            result = f"test {metric} {row[f'test {metric}']:.4f}, {row['seconds']:.0f} s"
-            say(f"[{done}/{len(spec.cells)}] {place}: {result}")
-        else:
-            failures.append((cell, problem))
-            (folder / "failures").mkdir(exist_ok=True)
-            (folder / "failures" / f"{cell.key}.txt").write_text(f"{place}\n\n{problem}", encoding="utf-8")
-            say(f"[{done}/{len(spec.cells)}] {place}: FAILED, {problem.strip().splitlines()[-1]}")
+    with _terminable(), _scratch(folder) as scratch:
+        first = [cells[0] for cells in pending.values()]
+        ended = _in_processes(first, folder, scratch, workers) if workers else _in_this_process(first, folder, scratch)
+        with closing(ended):
+            for ran, problem in ended:
+                if problem is None and not is_finished(ran, folder):
+                    problem = "error: the files of the data set changed while it ran."
+                if problem is None:
+                    rows = write_results(spec, folder)
+                    what = _result(spec, rows, ran)
+                    _failure(ran, folder).unlink(missing_ok=True)
+                else:
+                    reason = _reason(problem)
+                    what = f"FAILED, {reason}"
+                    failures += [(cell, reason) for cell in pending[ran.key]]
+                    _failure(ran, folder).parent.mkdir(exist_ok=True)
+                    _failure(ran, folder).write_text(f"{_place(ran)}\n\n{problem}", encoding="utf-8")
+                for cell in pending[ran.key]:
+                    done += 1
+                    say(f"[{done}/{len(spec.cells)}] {_place(cell)}: {what}")
     return failures
 
 
+def metrics_of(spec: Spec, rows: pd.DataFrame) -> list[str]:
+    """The metrics that are compared: the spec's; else Recall and NDCG at 20 or 10; else all there are."""
+    there = [str(column).removeprefix("test ") for column in rows.columns if str(column).startswith("test ")]
+    wanted = spec.settings.metrics or [metric for metric in _FEW_METRICS if metric in there][:2] or there
+    return [metric for metric in wanted if metric in there]
+
+
+def _place(cell: Cell) -> str:
+    return ", ".join(f"{key} {value}" for key, value in cell.labels.items())
+
+
+def _result(spec: Spec, rows: pd.DataFrame, cell: Cell) -> str:
+    """What is said of a finished run: the first of the metrics that the report compares."""
+    row = rows[rows["key"] == cell.key].iloc[0]
+    metrics = [f"test {metric} {row[f'test {metric}']:.4f}" for metric in metrics_of(spec, rows)[:1]]
+    return ", ".join([*metrics, f"{row['seconds']:.0f} s"])
+
+
+def _reason(problem: str) -> str:
+    """The line of a run's output that says why it failed: its error, else the last before its exit status."""
+    lines = [line.strip() for line in problem.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    ended_by_itself = lines[-1].startswith("exit status")
+    if errors and (ended_by_itself or lines[-1] == errors[-1]):
+        return errors[-1].removeprefix("error: ")
+    return lines[-2] if ended_by_itself and len(lines) > 1 else lines[-1]
+
+
+def _failure(cell: Cell, folder: Path) -> Path:
+    return folder / "failures" / f"{cell.key}.txt"
+
+
+def _row(cell: Cell, folder: Path) -> dict[str, Any] | None:
+    """What a run wrote when it finished, if its users' metrics are there as well."""
+    file = folder / "cells" / f"{cell.key}.json"
+    if not file.is_file() or not (folder / "users" / f"{cell.key}.parquet").is_file():
+        return None
+    row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return row
+
+
+def _is_current(cell: Cell, row: dict[str, Any]) -> bool:
+    """Whether a run read the data that are there now. One from before fingerprints may have, and where there are no
+    data (results may be reported elsewhere) there is nothing to compare with."""
+    before = row.get("data")
+    return before is None or cell.data.fingerprint() in (None, before)
+
+
 def is_finished(cell: Cell, folder: Path) -> bool:
-    """Whether a run's row and its users' metrics are there."""
-    return (folder / "cells" / f"{cell.key}.json").is_file() and (folder / "users" / f"{cell.key}.parquet").is_file()
+    """Whether a run's row and its users' metrics are there, from the data as they are now."""
+    row = _row(cell, folder)
+    return row is not None and _is_current(cell, row)
 
 
 def read_results(spec: Spec, folder: Path) -> pd.DataFrame:
     """A row for each finished run of the spec, under the spec's present labels."""
     rows = []
     for cell in spec.cells:
-        if is_finished(cell, folder):
-            row = json.loads((folder / "cells" / f"{cell.key}.json").read_text(encoding="utf-8"))
+        row = _row(cell, folder)
+        if row is not None and _is_current(cell, row):
             rows.append({**row, **cell.labels})
     return pd.DataFrame(rows, columns=None if rows else ["key", "dataset", "model", "method", "noise", "seed"])
 
@@ -99,26 +176,67 @@ def read_users(key: str, folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "users" / f"{key}.parquet").set_index("user")
 
 
-def _metrics(rows: pd.DataFrame) -> list[str]:
-    return [column.removeprefix("test ") for column in rows.columns if str(column).startswith("test ")]
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the benchmark as Ctrl-C does: its runs with it, and what they left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may ask for signals
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-def _in_this_process(cells: list[Cell], folder: Path) -> Iterator[tuple[Cell, str | None]]:
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder for what runs leave on the way (checkpoints, logs), inside that of the results, and gone at the end.
+
+    What killed benchmarks left there is removed: a lock, which the system frees when its process ends, tells them
+    from those that run beside this one.
+    """
+    for left in folder.glob(".running-*"):
+        with suppress(Timeout, OSError, NotImplementedError), FileLock(left / "lock", 0, fallback_to_soft=False):
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = folder.resolve() / f".running-{secrets.token_hex(4)}"
+    scratch.mkdir()
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        with suppress(OSError, NotImplementedError):  # a file system without locks: what is left there stays
+            held.enter_context(FileLock(scratch / "lock", fallback_to_soft=False))
+        yield scratch
+
+
+#: A run that ended, and what it printed if it failed.
+_Ended = Generator[tuple[Cell, str | None], None, None]
+
+
+def _in_this_process(cells: list[Cell], folder: Path, scratch: Path) -> _Ended:
     for cell in cells:
+        its_own = scratch / cell.key
+        its_own.mkdir()
+        problem = None
         try:
             with one_thread():
-                run_cell(cell, folder)
-        except Exception as error:  # one bad run must not end the others
-            yield cell, f"{type(error).__name__}: {error}"
-        else:
-            yield cell, None
+                run_cell(cell, folder, its_own)
+        except GuiderError as error:
+            problem = f"error: {error}"
+        except Exception:  # one bad run must not end the others
+            problem = traceback.format_exc()
+        shutil.rmtree(its_own, ignore_errors=True)
+        yield cell, problem
 
 
-def _in_processes(cells: list[Cell], folder: Path, workers: int) -> Iterator[tuple[Cell, str | None]]:
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch, _children() as children:
+def _in_processes(cells: list[Cell], folder: Path, scratch: Path, workers: int) -> _Ended:
+    with _children() as children:
         pool = ThreadPoolExecutor(workers)
         try:
-            waiting = {pool.submit(_child, cell, folder.resolve(), Path(scratch), children): cell for cell in cells}
+            waiting = {pool.submit(_child, cell, folder.resolve(), scratch, children): cell for cell in cells}
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     yield waiting.pop(future), future.result()
@@ -127,8 +245,10 @@ def _in_processes(cells: list[Cell], folder: Path, workers: int) -> Iterator[tup
 
 
 def _child(cell: Cell, folder: Path, scratch: Path, children: _Children) -> str | None:
-    """Run a cell in a process of its own; None if it finished, else the end of what it printed."""
-    described = scratch / f"{cell.key}.json"
+    """Run a cell in a process of its own; None if it finished, else what it printed and how it ended."""
+    its_own = scratch / cell.key
+    its_own.mkdir()
+    described = its_own / "cell.json"
     described.write_text(as_json(cell), encoding="utf-8")
     package = str(Path(recbole_guider.__file__).resolve().parent.parent)
     path = os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH")) if part)
@@ -140,9 +260,13 @@ def _child(cell: Cell, folder: Path, scratch: Path, children: _Children) -> str 
     if process is None:
         return "stopped before it began"
     output, _ = process.communicate()
-    if process.returncode == 0 and is_finished(cell, folder):
+    # also that of a run which was killed, and could not
+    shutil.rmtree(its_own, ignore_errors=True)
+    if process.returncode == 0:
         return None
-    return f"{output[-4000:]}\nexit status {process.returncode}"
+    if process.returncode < 0:
+        return f"{output}\nkilled by {signal.Signals(-process.returncode).name}"
+    return f"{output}\nexit status {process.returncode}"
 
 
 class _Children:
@@ -162,9 +286,15 @@ class _Children:
     def stop(self) -> None:
         with self.lock:
             self.stopped = True
-            for process in self.running:
-                if process.poll() is None:
-                    process.terminate()
+            running = [process for process in self.running if process.poll() is None]
+        for process in running:
+            process.terminate()
+        for process in running:  # one that writes still would bring its folder back
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
+from recbole.evaluator.base_metric import TopkMetric
+from recbole.evaluator.register import metrics_dict
 
+from recbole_guider.benchmark.data import DataFiles, data_files
 from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.errors import GuiderError
@@ -25,7 +30,10 @@ from recbole_guider.yaml_files import read_yaml
 _QUIET = {"state": "ERROR", "show_progress": False}
 #: What makes a noise level: its keys that say how much.
 AMOUNTS = ("interactions", "deleted", "features", "gaussian")
-
+#: The dimensions of a benchmark, which together name a run.
+_DIMENSIONS = ("dataset", "model", "method", "noise", "seed")
+#: Settings of RecBole that would stop a run in its middle, or after it: their least value.
+_WHOLE_NUMBERS = {"epochs": 1, "stopping_step": 0, "eval_step": 0, "train_batch_size": 1, "eval_batch_size": 1}
 
 #: Settings that say where a run works and what it shows, not what it computes.
 _PLACES = {
@@ -70,13 +78,24 @@ class Cell:
     files: tuple[str, ...]
     settings: Mapping[str, Any]
 
-    @cached_property
+    @property
     def key(self) -> str:
-        """What the run's results depend on, as a short name: all settings with their defaults, so that a run from
-        before a default changed is another run. Labels do not count, nor the device.
+        """What the run's results depend on beside its data, as a short name: all settings with their defaults, so that
+        a run from before a default changed is another run. Labels do not count, nor the device.
         """
-        settings = {key: value for key, value in self.config().final_config_dict.items() if key not in _PLACES}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return self._described[0]
+
+    @property
+    def data(self) -> DataFiles:
+        """The files that the run reads."""
+        return self._described[1]
+
+    @cached_property
+    def _described(self) -> tuple[str, DataFiles]:
+        config = self.config()
+        settings = {key: value for key, value in config.final_config_dict.items() if key not in _PLACES}
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16], data_files(config)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -113,7 +132,8 @@ def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
     Raises:
         GuiderError: a key that does not exist, a file that is missing, or a setting that a run would refuse.
     """
-    content = dict(read_yaml(file))
+    # a key with nothing behind it is one that is not there
+    content = {key: value for key, value in read_yaml(file).items() if value is not None}
     here = Path(file).resolve().parent
     for key in ("datasets", "models"):
         if not content.get(key):
@@ -125,27 +145,75 @@ def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
     methods = content.get("methods") or {"plain": {}}
     content["methods"] = _methods(methods)
     content["noise"] = _noise(content.get("noise"))
-    seeds = content.get("seeds", 1)
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        content["seeds"] = [2020 + number for number in range(seeds)]
-    content.setdefault("baseline", next(iter(content["methods"])))
+    content["seeds"] = _seeds(content.get("seeds", 1))
+    content["skip"] = _rules(content)
+    # labels are names, also where YAML reads a number
+    content["baseline"] = str(content.get("baseline", next(iter(content["methods"]))))
     settings = validated(BenchmarkSettings, content, "spec")
     if settings.baseline not in settings.methods:
         raise GuiderError(
             f"{file}: baseline is {settings.baseline!r}, which is none of the methods ({', '.join(settings.methods)})."
         )
     if settings.metrics is not None:
-        settings = settings.model_copy(update={"metrics": [metric.lower() for metric in settings.metrics]})
+        settings = settings.model_copy(update={"metrics": [metric.lower() for metric in settings.metrics] or None})
     cells = tuple(_cells(settings))
     if not cells:
         raise GuiderError(f"{file}: skip leaves nothing to run.")
     for cell in _representatives(cells):
         try:
-            cell.config()
+            _check(cell, settings.metrics or [])
         except GuiderError as error:
             place = ", ".join(f"{key} {value}" for key, value in cell.labels.items() if key != "seed")
             raise GuiderError(f"{file}, {place}: {error}") from error
     return Spec(settings, cells)
+
+
+def _check(cell: Cell, metrics: Iterable[str]) -> None:
+    """Refuse what would stop a run, or leave the report without one of its ``metrics``."""
+    try:
+        config = cell.config()
+    except GuiderError:
+        raise
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        # RecBole's own checks raise these, and some of the settings it reads unchecked
+        reason = str(error) if error.args and not isinstance(error, KeyError) else repr(error)
+        raise GuiderError(f"RecBole refuses the settings: {reason.rstrip('.')}.") from error
+    data_files(config)
+    for key, least in _WHOLE_NUMBERS.items():
+        value = config[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise GuiderError(f"{key} is {value!r}: it must be a whole number >= {least}.")
+    rate = config["learning_rate"]
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise GuiderError(f"learning_rate is {rate!r}: it must be a number.")
+    measured = _measured(config)
+    if str(config["valid_metric"]).lower() not in measured:
+        raise GuiderError(
+            f"valid_metric is {config['valid_metric']!r}, which the run does not measure: metrics and topk give "
+            f"{', '.join(measured)}."
+        )
+    for metric in metrics:
+        if not measured.get(metric, False):
+            per_user = [name for name, is_per_user in measured.items() if is_per_user]
+            near = difflib.get_close_matches(metric, per_user, n=1)
+            guess = f"; did you mean {near[0]}?" if near else "."
+            raise GuiderError(
+                f"spec.metrics names {metric!r}, which the run does not report for each user{guess} Its settings "
+                f"metrics and topk give {', '.join(per_user) or 'none'}."
+            )
+
+
+def _measured(config: GuiderConfig) -> dict[str, bool]:
+    """What a run measures (``recall@20``) -> whether it does so for each user."""
+    measured: dict[str, bool] = {}
+    for name in config["metrics"]:
+        kind = metrics_dict[name.lower()]
+        per_user = issubclass(kind, TopkMetric)
+        # the metrics of whole lists are cut, too
+        is_cut = per_user or "rec.items" in kind.metric_need
+        names = [f"{name.lower()}@{k}" for k in config["topk"]] if is_cut else [name.lower()]
+        measured |= dict.fromkeys(names, per_user)
+    return measured
 
 
 def _representatives(cells: Iterable[Cell]) -> Iterator[Cell]:
@@ -165,7 +233,7 @@ def _cells(spec: BenchmarkSettings) -> Iterator[Cell]:
         labels: dict[str, Any] = {
             "dataset": dataset, "model": model, "method": method, "noise": noise, "seed": seed
         }
-        if any(all(labels.get(key) == value for key, value in rule.items()) for rule in spec.skip):
+        if any(all(labels[key] == value for key, value in rule.items()) for rule in spec.skip):
             continue
         source, of_model, of_method = spec.datasets[dataset], spec.models[model], spec.methods[method]
         settings: dict[str, Any] = {}
@@ -175,36 +243,63 @@ def _cells(spec: BenchmarkSettings) -> Iterator[Cell]:
             settings = merge(settings, {"noise": {"seed": seed, **spec.noise[noise]}})
         settings["seed"] = seed
         name = settings.pop("model", model)
-        if "guider" in settings and not of_method.get("guider", str(name).startswith(PREFIX)):
+        if not _guider_is_on(merge(merge({}, of_model), of_method), named=str(name).startswith(PREFIX)):
             settings["guider"] = False  # its values are for the methods that switch it on
         yield Cell(**labels, name=name, files=tuple(source["files"]), settings=settings)
+
+
+def _guider_is_on(own: Mapping[str, Any], named: bool) -> bool:
+    """Whether the blocks of a model and a method switch GUIDER on, as the same blocks would in a run: values do, null
+    and false do not, but only false and no null where the model's name says GUIDER."""
+    if "guider" not in own:
+        return named
+    return own["guider"] is not False and (own["guider"] is not None or named)
 
 
 def _labelled(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A list of names, or a block of label -> settings (null: none), as a block."""
     value = content[key]
     if isinstance(value, list):
+        for name in value:
+            if isinstance(name, (Mapping, list)) or name is None:
+                raise GuiderError(
+                    f"spec.{key} lists {name!r}: a list is of names; for settings, make {key} a block of label -> "
+                    f"settings."
+                )
         return {str(name): {} for name in value}
     if not isinstance(value, Mapping):
         raise GuiderError(f"spec.{key} is {value!r}: give a list of names or a block of label -> settings.")
+    for label, block in value.items():
+        # a data set may also be its files
+        if key != "datasets" and block is not None and not isinstance(block, Mapping):
+            raise GuiderError(f"spec.{key}.{label} is {block!r}: it must be a block of settings.")
     return {str(label): {} if block is None else block for label, block in value.items()}
 
 
 def _dataset(label: str, block: Any, here: Path, data: str | Path | None) -> dict[str, Any]:
-    block = {"files": block} if isinstance(block, (str, list)) else dict(block)
-    files = block.pop("files", None)
+    block = {"files": block} if isinstance(block, (str, list)) else block
+    if not isinstance(block, Mapping):
+        raise GuiderError(
+            f"spec.datasets.{label} is {block!r}: give a file, a list of files, or a block of files and settings."
+        )
+    for key in block:
+        if key not in ("files", "settings"):
+            raise GuiderError(f"spec.datasets.{label}.{key} is not a setting. Allowed: files, settings.")
+    files, settings = block.get("files"), block.get("settings")
     files = [files] if isinstance(files, str) else files
     if files is None:
         beside = Path(data).resolve() / f"{label}.yaml" if data is not None else None
-        files = [beside] if beside is not None and beside.is_file() else []
-    settings = block.pop("settings", {})
-    if block:
-        raise GuiderError(f"spec.datasets.{label}.{next(iter(block))} is not a setting. Allowed: files, settings.")
+        files = [str(beside)] if beside is not None and beside.is_file() else []
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        raise GuiderError(f"spec.datasets.{label}: files is {files!r}: it must be a file or a list of files.")
+    settings = {} if settings is None else settings
+    if not isinstance(settings, Mapping):
+        raise GuiderError(f"spec.datasets.{label}.settings is {settings!r}: it must be a block of settings.")
     paths = [(here / Path(file).expanduser()) if not Path(file).is_absolute() else Path(file) for file in files]
     for path in paths:
         if not path.is_file():
             raise GuiderError(f"spec.datasets.{label}: file {path} does not exist.")
-    return {"files": [str(path.resolve()) for path in paths], "settings": settings}
+    return {"files": [str(path.resolve()) for path in paths], "settings": dict(settings)}
 
 
 def _methods(value: Any) -> dict[str, Any]:
@@ -214,7 +309,7 @@ def _methods(value: Any) -> dict[str, Any]:
     known: dict[str, dict[str, Any]] = {"plain": {}, "guider": {"guider": True}}
     known |= {name: {"denoising": name} for name in SETTINGS if name != "none"}
     for name in value:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise GuiderError(
                 f"spec.methods names {name!r}: a name is one of {', '.join(known)}; anything else is a block of label "
                 f"-> settings."
@@ -226,9 +321,68 @@ def _noise(value: Any) -> dict[str, Any]:
     """A block of label -> noise settings, or a list of shares of added interactions."""
     if value is None:
         return {"none": {}}
-    if isinstance(value, list):
-        return {f"{share:.0%}": {"interactions": float(share)} if share else {} for share in value}
-    return _labelled({"noise": value}, "noise")
+    if isinstance(value, Mapping):
+        return _labelled({"noise": value}, "noise")
+    if not isinstance(value, list):
+        raise GuiderError(
+            f"spec.noise is {value!r}: give a list of shares such as [0, 0.2], or a block of label -> noise settings."
+        )
+    levels: dict[str, Any] = {}
+    for share in value:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < math.inf:
+            raise GuiderError(
+                f"spec.noise lists {share!r}: a list is of shares such as 0 and 0.2; anything else is a block of label "
+                f"-> noise settings."
+            )
+        label = percent(share)
+        if label in levels:
+            raise GuiderError(f"spec.noise lists {label} twice: every share needs a label of its own.")
+        levels[label] = {"interactions": float(share)} if share else {}
+    return levels
+
+
+def percent(share: float) -> str:
+    """A share as a label, with as many digits as it has (up to six)."""
+    return f"{100 * share:g}%"
+
+
+def _seeds(value: Any) -> list[int]:
+    """A list of seeds, or their number."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return [2020 + number for number in range(value)]
+    if not isinstance(value, list) or not value:
+        raise GuiderError(f"spec.seeds is {value!r}: it must be a number of seeds >= 1, or a list of seeds.")
+    for seed in value:
+        # what numpy takes
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise GuiderError(f"spec.seeds lists {seed!r}: a seed is a whole number from 0 to {2**32 - 1}.")
+        if value.count(seed) > 1:
+            raise GuiderError(f"spec.seeds lists {seed} twice: the same run would count twice.")
+    return value
+
+
+def _rules(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``skip``, whose labels must be there: a misspelt one would skip nothing."""
+    rules = content.get("skip", [])
+    if not isinstance(rules, list) or not all(isinstance(rule, Mapping) and rule for rule in rules):
+        raise GuiderError(f"spec.skip is {rules!r}: it must be a list of blocks such as {{model: NeuMF, method: BOD}}.")
+    known: dict[str, list[Any]] = {
+        "dataset": list(content["datasets"]), "model": list(content["models"]), "method": list(content["methods"]),
+        "noise": list(content["noise"]), "seed": content["seeds"],
+    }
+    checked = []
+    for rule in rules:
+        for key, value in rule.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), _DIMENSIONS, n=1)
+                guess = f"; did you mean {near[0]}?" if near else "."
+                raise GuiderError(f"spec.skip names {key!r}{guess} Allowed: {', '.join(_DIMENSIONS)}.")
+            if (value if key == "seed" else str(value)) not in known[key]:
+                raise GuiderError(
+                    f"spec.skip: {key} {value!r} is not in the spec; it has {', '.join(map(str, known[key]))}."
+                )
+        checked.append({key: value if key == "seed" else str(value) for key, value in rule.items()})
+    return checked
 
 
 def level_of(noise: Mapping[str, Any]) -> tuple[str, float]:
