@@ -18,6 +18,7 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.register import metrics_dict
 
 from recbole_guider.benchmark.data import DataFiles, data_files
+from recbole_guider.checks import check_valid_metric
 from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.errors import GuiderError
@@ -32,8 +33,6 @@ _QUIET = {"state": "ERROR", "show_progress": False}
 AMOUNTS = ("interactions", "deleted", "features", "gaussian")
 #: The dimensions of a benchmark, which together name a run.
 _DIMENSIONS = ("dataset", "model", "method", "noise", "seed")
-#: Settings of RecBole that would stop a run in its middle, or after it: their least value.
-_WHOLE_NUMBERS = {"epochs": 1, "stopping_step": 0, "eval_step": 0, "train_batch_size": 1, "eval_batch_size": 1}
 
 #: Settings that say where a run works and what it shows, not what it computes.
 _PLACES = {
@@ -170,28 +169,12 @@ def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
 
 def _check(cell: Cell, metrics: Iterable[str]) -> None:
     """Refuse what would stop a run, or leave the report without one of its ``metrics``."""
-    try:
-        config = cell.config()
-    except GuiderError:
-        raise
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        # RecBole's own checks raise these, and some of the settings it reads unchecked
-        reason = str(error) if error.args and not isinstance(error, KeyError) else repr(error)
-        raise GuiderError(f"RecBole refuses the settings: {reason.rstrip('.')}.") from error
+    config = cell.config()
     data_files(config)
-    for key, least in _WHOLE_NUMBERS.items():
-        value = config[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise GuiderError(f"{key} is {value!r}: it must be a whole number >= {least}.")
-    rate = config["learning_rate"]
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        raise GuiderError(f"learning_rate is {rate!r}: it must be a number.")
+    if config["epochs"] < 1:
+        raise GuiderError(f"epochs is {config['epochs']}: a run that is compared must train.")
+    check_valid_metric(config)
     measured = _measured(config)
-    if str(config["valid_metric"]).lower() not in measured:
-        raise GuiderError(
-            f"valid_metric is {config['valid_metric']!r}, which the run does not measure: metrics and topk give "
-            f"{', '.join(measured)}."
-        )
     for metric in metrics:
         if not measured.get(metric, False):
             per_user = [name for name, is_per_user in measured.items() if is_per_user]
