@@ -130,6 +130,33 @@ def test_recboles_checkpoints_are_recboles(toy: dict[str, Any]) -> None:
     assert type(config) is Config and type(model) is BPR
 
 
+@pytest.mark.parametrize("model", ["BPR", "GUIDER_BPR"])
+def test_a_checkpoint_comes_with_the_whole_data_set(model: str, toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 1, "guider": QUICK if model.startswith("GUIDER") else False}
+    run_recbole(model, "toy", config_dict=settings)
+    (file,) = (path for path in Path("saved").iterdir() if not path.name.endswith(".last.pth"))
+    config, _, dataset, train, _, _ = load_data_and_model(str(file))
+    assert pairs_of(dataset) == pairs_of(create_dataset(config))  # RecBole's third value
+    assert pairs_of(train.dataset) < pairs_of(dataset)
+
+
+def pairs_of(dataset: Any) -> set[tuple[int, int]]:
+    return set(zip(*(dataset.inter_feat[field].tolist() for field in ("user_id", "item_id")), strict=True))
+
+
+def test_a_checkpoint_of_benchmark_files_comes_with_all_of_them(
+    toy: dict[str, Any], toy_folder: Path, tmp_path: Path
+) -> None:
+    head, *lines = (toy_folder / "toy" / "toy.inter").read_text().splitlines()
+    (tmp_path / "parts").mkdir()
+    for number, part in enumerate(("train", "valid", "test")):
+        (tmp_path / "parts" / f"parts.{part}.inter").write_text("\n".join([head, *lines[number::3]]) + "\n")
+    changes = {"data_path": str(tmp_path), "benchmark_filename": ["train", "valid", "test"], "modalities": {}}
+    result = run_recbole_guider("BPR", "parts", config_dict={**toy, **changes, "epochs": 1})
+    _, _, dataset, train, *_ = load_data_and_model(result["model_file"])
+    assert dataset.inter_num == len(lines) and train.dataset.inter_num == len(lines[0::3])
+
+
 def test_configurations_are_copied_as_what_they_are(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config("BPR", "toy", config_dict=toy)
     monkeypatch.setattr("sys.argv", ["script.py", "--model=GUIDER_BPR"])
