@@ -87,19 +87,40 @@ def _data(data_utils: ModuleType) -> None:
     _replace(recbole_data_preparation, data_preparation, data_utils)
 
 
-def _checkpoints(quick_start: ModuleType) -> None:
-    @functools.wraps(quick_start.load_data_and_model)
-    def load_data_and_model(model_file: Any) -> Any:
-        from recbole_guider.checkpoint import is_checkpoint
+# RecBole's whole runs. They are sent to other processes (Ray's workers, spawned ones), where pickle finds a function by
+# its module and name: these are this module's, so that whoever unpickles one imports this package.
 
-        if not is_checkpoint(model_file):
-            return recbole_load(model_file)
-        from recbole_guider.quick_start import load_data_and_model as load_ours
 
-        return load_ours(model_file)
+def objective_function(config_dict: Any = None, config_file_list: Any = None, saved: bool = True) -> Any:
+    return _recboles(objective_function)(config_dict, config_file_list, saved)
 
-    recbole_load = quick_start.load_data_and_model
-    _replace(recbole_load, load_data_and_model, quick_start)
+
+def load_data_and_model(model_file: Any) -> Any:
+    from recbole_guider.checkpoint import is_checkpoint
+
+    if not is_checkpoint(model_file):
+        return _recboles(load_data_and_model)(model_file)
+    from recbole_guider.quick_start import load_data_and_model as load_ours
+
+    return load_ours(model_file)
+
+
+_RUNS: tuple[Callable[..., Any], ...] = (objective_function, load_data_and_model)
+
+
+def _whole_runs(quick_start: ModuleType) -> None:
+    for function in _RUNS:
+        recboles = getattr(quick_start, function.__name__)
+        functools.update_wrapper(function, recboles, assigned=("__doc__",))
+        _replace(recboles, function, quick_start)
+
+
+def _recboles(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What RecBole has under the name of one of these functions."""
+    import recbole.quick_start.quick_start  # noqa: F401  # a process that has unpickled the function may not have it yet
+
+    wrapped: Callable[..., Any] = vars(function)["__wrapped__"]
+    return wrapped
 
 
 def _is_ours(config: Any) -> bool:
@@ -124,5 +145,5 @@ _HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "recbole.utils.utils": _model_names,
     "recbole.config.configurator": _configuration,
     "recbole.data.utils": _data,
-    "recbole.quick_start.quick_start": _checkpoints,
+    "recbole.quick_start.quick_start": _whole_runs,
 }

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ray import cloudpickle
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
@@ -89,6 +90,20 @@ def test_objective_function_runs_a_trial(toy: dict[str, Any], tmp_path: Path) ->
     file.write_text(yaml.safe_dump({**toy, "model": "GUIDER_BPR", "dataset": "toy", "guider": QUICK}))
     result = objective_function({"learning_rate": 0.02}, [str(file)])
     assert result["model"] == "GUIDER_BPR" and result["best_valid_score"] == result["best_valid_result"]["recall@5"]
+
+
+def test_a_function_that_is_sent_to_another_process_is_ours_there(toy: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**toy, "epochs": 1, "model": "BPR", "dataset": "toy", "guider": QUICK}
+    # as ray.tune.with_parameters keeps it: in a function of its own
+    sent = cloudpickle.dumps(lambda: (objective_function(settings), load_data_and_model.__module__))
+    (tmp_path / "sent").write_bytes(sent)
+    program = """
+import pickle
+result, module = pickle.load(open("sent", "rb"))()
+print(result["model"], module)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["GUIDER_BPR", "recbole_guider.entry_points"]
 
 
 def test_a_key_twice_in_a_file_is_refused_in_our_runs_only(toy: dict[str, Any], tmp_path: Path) -> None:
