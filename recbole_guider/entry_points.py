@@ -1,10 +1,11 @@
-"""RecBole's own functions, once this package is imported: they accept its models, and ``guider:`` blocks.
+"""RecBole's own functions, once this package is imported: they accept its models and its blocks.
 
 ``run_recbole``, ``objective_function``, ``load_data_and_model`` and the functions that people build scripts from
 (``Config``, ``create_dataset``, ``data_preparation``, ``get_model``, ``get_trainer``) each ask one question: is this
 run ours? It is, if its model is one of this package, a registered one, or has ``GUIDER_`` before its name, or if its
-settings have a ``guider:`` block that is on. Then the function of this package does the work; otherwise RecBole's own
-does, unchanged.
+settings have a block that is on: ``guider:``, ``denoising:`` or ``mirror_gradient:``. Then the function of this package
+does the work; otherwise RecBole's own does, unchanged. A script that is built of the latter functions finds its model
+and its trainer by the name of the model: what the name does not say, ``Config`` refuses.
 
 Nothing of RecBole is copied. A function is wrapped in the module that defines it, right after that module has been
 imported (:func:`recbole_guider.compat.after_import`), so that whoever imports it from there gets the wrapped one;
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -56,9 +57,10 @@ def _configuration(configurator: ModuleType) -> None:
     def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
         # Without arguments it is copy or pickle that asks, and the object that they make is filled afterwards.
         if cls is Config and (args or kwargs):
-            from recbole_guider.config import GuiderConfig, is_our_run
+            from recbole_guider.config import GuiderConfig, check_known_by_name, is_our_run
 
             if is_our_run(*args, **kwargs):
+                check_known_by_name(*args, **kwargs)
                 cls = GuiderConfig
         return object.__new__(cls)
 
@@ -91,8 +93,33 @@ def _data(data_utils: ModuleType) -> None:
 # its module and name: these are this module's, so that whoever unpickles one imports this package.
 
 
+def run_recbole(
+    model: Any = None,
+    dataset: Any = None,
+    config_file_list: Any = None,
+    config_dict: Any = None,
+    saved: bool = True,
+    queue: Any = None,
+) -> Any:
+    from recbole_guider.config import is_our_run
+
+    if not is_our_run(model, dataset, config_file_list, config_dict):
+        return _recboles(run_recbole)(model, dataset, config_file_list, config_dict, saved, queue)
+    from recbole_guider.quick_start import run_recbole_guider
+
+    return run_recbole_guider(model, dataset, config_file_list, config_dict, saved, queue)
+
+
 def objective_function(config_dict: Any = None, config_file_list: Any = None, saved: bool = True) -> Any:
-    return _recboles(objective_function)(config_dict, config_file_list, saved)
+    from recbole_guider.config import is_our_run
+
+    if not is_our_run(config_file_list=config_file_list, config_dict=config_dict):
+        return _recboles(objective_function)(config_dict, config_file_list, saved)
+    from recbole_guider.quick_start import objective_function as run_ours
+
+    result = run_ours(config_dict, config_file_list, saved)
+    _report(result["test_result"])
+    return result
 
 
 def load_data_and_model(model_file: Any) -> Any:
@@ -105,7 +132,7 @@ def load_data_and_model(model_file: Any) -> Any:
     return load_ours(model_file)
 
 
-_RUNS: tuple[Callable[..., Any], ...] = (objective_function, load_data_and_model)
+_RUNS: tuple[Callable[..., Any], ...] = (run_recbole, objective_function, load_data_and_model)
 
 
 def _whole_runs(quick_start: ModuleType) -> None:
@@ -113,6 +140,13 @@ def _whole_runs(quick_start: ModuleType) -> None:
         recboles = getattr(quick_start, function.__name__)
         functools.update_wrapper(function, recboles, assigned=("__doc__",))
         _replace(recboles, function, quick_start)
+
+
+def _report(metrics: Mapping[str, Any]) -> None:
+    """Tell Ray Tune of a trial's metrics, as RecBole's function does for its own models."""
+    from recbole_guider.tuning.ray_api import report
+
+    report(metrics)
 
 
 def _recboles(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,7 +163,8 @@ def _is_ours(config: Any) -> bool:
         return False
     from recbole_guider.registry import is_ours
 
-    return config.guider_settings is not None or is_ours(config["model"])
+    blocks = (config.guider_settings, config.denoising_settings, config["mirror_gradient"])
+    return any(block is not None for block in blocks) or is_ours(config["model"])
 
 
 def _replace(function: Callable[..., Any], wrapped: Callable[..., Any], home: ModuleType) -> None:

@@ -55,6 +55,43 @@ def test_run_recbole_takes_a_block_in_a_file(toy: dict[str, Any], tmp_path: Path
     assert any(path.name.startswith("GUIDER_BPR") for path in Path("saved").iterdir())
 
 
+@pytest.mark.parametrize("block", [{"denoising": "bod"}, {"mirror_gradient": {"interval": 1, "beta": 0.5}}])
+def test_run_recbole_and_trials_apply_blocks_that_names_do_not_say(block: dict[str, Any], toy: dict[str, Any]) -> None:
+    settings = {**toy, **block}
+    ours = run_recbole_guider("BPR", "toy", config_dict=settings)
+    plain = run_recbole_guider("BPR", "toy", config_dict=toy)
+    theirs = run_recbole("BPR", "toy", config_dict=settings)
+    trial = objective_function({**settings, "model": "BPR", "dataset": "toy"})
+    for key in ("best_valid_score", "best_valid_result", "test_result"):
+        assert theirs[key] == trial[key] == ours[key]
+    assert ours["best_valid_score"] != plain["best_valid_score"] or ours["test_result"] != plain["test_result"]
+    config, model, *_ = load_data_and_model(theirs["model_file"])
+    assert type(model) is config.model_class and type(create_dataset(config)) is GuiderDataset
+
+
+def test_a_wrong_block_is_refused_by_recboles_functions(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for model in ("BPR", "FREEDOM"):
+        with pytest.raises(GuiderError, match="denoising.method is 'bot', which does not exist; did you mean bod?"):
+            run_recbole(model, "toy", config_dict={**toy, "denoising": "bot"})
+    with pytest.raises(GuiderError, match="mirror_gradient is 3: "):
+        run_recbole("BPR", "toy", config_dict={**toy, "mirror_gradient": 3})
+    monkeypatch.setattr("sys.argv", ["script.py", "--denoising=t-bpr"])
+    with pytest.raises(GuiderError, match="denoising is t-bpr and the guider block is on"):
+        run_recbole("GUIDER_BPR", "toy", config_dict=toy)
+
+
+def test_a_script_is_refused_where_a_name_does_not_say_what_to_train(toy: dict[str, Any]) -> None:
+    for model in ("BPR", "FREEDOM"):
+        with pytest.raises(GuiderError, match="denoising is bod, .* train with run_recbole"):
+            Config(model, "toy", config_dict={**toy, "denoising": "bod"})
+    with pytest.raises(GuiderError, match="mirror_gradient is set, which for BPR .* train with run_recbole"):
+        Config("BPR", "toy", config_dict={**toy, "mirror_gradient": True})
+    for model in ("FREEDOM", "GUIDER_BPR"):
+        assert type(Config(model, "toy", config_dict={**toy, "mirror_gradient": True})) is GuiderConfig
+    for off in ({"denoising": "none"}, {"denoising": False}, {"mirror_gradient": None}):
+        assert type(Config("BPR", "toy", config_dict={**toy, **off})) is Config
+
+
 def test_a_script_of_recboles_functions(toy: dict[str, Any]) -> None:
     config = Config(model="GUIDER_FREEDOM", dataset="toy", config_dict={**toy, "guider": QUICK})
     assert type(config) is GuiderConfig
