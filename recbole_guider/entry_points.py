@@ -8,13 +8,14 @@ does the work; otherwise RecBole's own does, unchanged. A script that is built o
 and its trainer by the name of the model: what the name does not say, ``Config`` refuses.
 
 Nothing of RecBole is copied. A function is wrapped in the module that defines it, right after that module has been
-imported (:func:`recbole_guider.compat.after_import`), so that whoever imports it from there gets the wrapped one;
-``inspect.unwrap`` gives RecBole's.
+imported (:func:`recbole_guider.compat.after_import`), so that whoever imports it from there gets the wrapped one, and
+a module that imported it before this package gets it in place of RecBole's; ``inspect.unwrap`` gives RecBole's.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -25,6 +26,7 @@ from recbole_guider import compat
 
 def apply() -> None:
     """Put all of it in place, now or when RecBole's modules are imported; a second call does nothing."""
+    _there_before.update(name for name in _HOOKS if name in sys.modules)
     for name, hook in _HOOKS.items():
         compat.after_import(name, hook)
 
@@ -47,8 +49,7 @@ def _model_names(utils: ModuleType) -> None:
         return trainer_of(model_type, model_name)
 
     recbole_get_model, recbole_get_trainer = utils.get_model, utils.get_trainer
-    _replace(recbole_get_model, get_model, utils)
-    _replace(recbole_get_trainer, get_trainer, utils)
+    _replace({recbole_get_model: get_model, recbole_get_trainer: get_trainer}, utils)
 
 
 def _configuration(configurator: ModuleType) -> None:
@@ -85,8 +86,7 @@ def _data(data_utils: ModuleType) -> None:
         return prepare_data(config, dataset)
 
     recbole_create_dataset, recbole_data_preparation = data_utils.create_dataset, data_utils.data_preparation
-    _replace(recbole_create_dataset, create_dataset, data_utils)
-    _replace(recbole_data_preparation, data_preparation, data_utils)
+    _replace({recbole_create_dataset: create_dataset, recbole_data_preparation: data_preparation}, data_utils)
 
 
 # RecBole's whole runs. They are sent to other processes (Ray's workers, spawned ones), where pickle finds a function by
@@ -136,10 +136,10 @@ _RUNS: tuple[Callable[..., Any], ...] = (run_recbole, objective_function, load_d
 
 
 def _whole_runs(quick_start: ModuleType) -> None:
-    for function in _RUNS:
-        recboles = getattr(quick_start, function.__name__)
+    wrapped = {getattr(quick_start, function.__name__): function for function in _RUNS}
+    for recboles, function in wrapped.items():
         functools.update_wrapper(function, recboles, assigned=("__doc__",))
-        _replace(recboles, function, quick_start)
+    _replace(wrapped, quick_start)
 
 
 def _report(metrics: Mapping[str, Any]) -> None:
@@ -167,14 +167,33 @@ def _is_ours(config: Any) -> bool:
     return any(block is not None for block in blocks) or is_ours(config["model"])
 
 
-def _replace(function: Callable[..., Any], wrapped: Callable[..., Any], home: ModuleType) -> None:
-    """Put ``wrapped`` in the place of ``function`` in its module and where RecBole has already imported it to."""
-    others = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "recbole"]
-    for module in [home, *others]:
-        for name, value in list(vars(module).items()):
-            if value is function:
-                setattr(module, name, wrapped)
+def _replace(wrapped: Mapping[Callable[..., Any], Callable[..., Any]], home: ModuleType) -> None:
+    """Put functions in the place of those of ``home``, there and wherever these have been imported to.
 
+    Args:
+        wrapped: a function of RecBole -> ours.
+        home: their module. Where it was there before this package, not only RecBole may have taken names out of it, but
+            a script, or a notebook, too.
+    """
+    # a shim may have wrapped a function already
+    ours = {id(each): wrapper for theirs, wrapper in wrapped.items() for each in (theirs, inspect.unwrap(theirs))}
+    for package, module in [("recbole", home), *((name.partition(".")[0], each) for name, each in _loaded())]:
+        if package != "recbole" and (home.__name__ not in _there_before or package == "recbole_guider"):
+            continue
+        # past __getattribute__, by which a lazy module would load itself
+        names: dict[str, Any] = object.__getattribute__(module, "__dict__")
+        for name, value in list(names.items()):
+            if id(value) in ours:
+                names[name] = ours[id(value)]
+
+
+def _loaded() -> list[tuple[str, ModuleType]]:
+    # without the objects of other kinds that some packages put there for themselves
+    return [(name, module) for name, module in list(sys.modules.items()) if issubclass(type(module), ModuleType)]
+
+
+#: RecBole's modules that were imported before this package.
+_there_before: set[str] = set()
 
 _HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "recbole.utils.utils": _model_names,

@@ -243,3 +243,31 @@ print(run_recbole("GUIDER_BPR", "toy", config_dict={settings!r})["test_result"][
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert np.isfinite(float(done.stdout.split()[-1]))
+
+
+def test_names_that_a_script_imported_first_are_ours_too() -> None:
+    program = """
+import inspect
+import sys
+from types import ModuleType
+
+from recbole.data import create_dataset, data_preparation as prepare
+from recbole.quick_start import load_data_and_model, objective_function, run_recbole as start
+from recbole.utils import get_model, get_trainer
+names = ("create_dataset", "prepare", "load_data_and_model", "objective_function", "start", "get_model", "get_trainer")
+theirs = {name: globals()[name] for name in names}
+
+class Lazy(ModuleType):
+    def __getattribute__(self, name):
+        raise RuntimeError(name)
+
+sys.modules["lazy"], sys.modules["odd"] = Lazy("lazy"), object()
+import recbole_guider
+
+for name in names:
+    function = globals()[name]
+    assert function is not theirs[name] and inspect.unwrap(function) is theirs[name], name
+print(load_data_and_model.__module__, get_model("GUIDER_BPR").__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["recbole_guider.entry_points", "GUIDER_BPR"]
