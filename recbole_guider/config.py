@@ -514,30 +514,71 @@ def is_our_run(
     config_dict: Mapping[str, Any] | None = None,
 ) -> bool:
     """Whether a run with these arguments of RecBole's ``Config``, and this process's command line, needs this package:
-    its model is one that RecBole by itself does not know, or a ``guider`` block is on.
+    its model is one that RecBole by itself does not know, or a block is on: ``guider``, ``denoising`` or
+    ``mirror_gradient``.
 
     What cannot be read here is not ours: RecBole says what it thinks of it.
     """
+    found = _asked_of_us(model, config_file_list, config_dict)
+    if _is_on(found.get("guider")) or _is_on(found.get("mirror_gradient")):
+        return True
     try:
-        found: dict[str, Any] = {}
+        denoised = DenoisingSettings.from_block(found.get("denoising")) is not None
+    except GuiderError:
+        denoised = True  # the run says what is wrong with it
+    return denoised or is_ours(found["model"])
+
+
+def check_known_by_name(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | os.PathLike[str]] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise where a script of RecBole's functions, which finds model and trainer by their names, would leave out a part
+    of what these arguments ask for.
+
+    Raises:
+        GuiderError: a denoising method is on, or mirror gradient for a model of RecBole's own; or the method is wrong.
+    """
+    found = _asked_of_us(model, config_file_list, config_dict)
+    denoising = DenoisingSettings.from_block(found.get("denoising"))
+    hint = "the name of a model: train with run_recbole or run_recbole_guider, or load_data_and_model a trained one."
+    if denoising is not None:
+        raise GuiderError(f"denoising is {denoising.method}, which does not follow from {hint}")
+    named = _is_on(found.get("guider")) or is_ours(found["model"])
+    if _is_on(found.get("mirror_gradient")) and not named:
+        raise GuiderError(f"mirror_gradient is set, which for {found['model']} does not follow from {hint}")
+
+
+def _is_on(block: Any) -> bool:
+    return block is not None and block is not False
+
+
+def _asked_of_us(
+    model: str | type | None,
+    config_file_list: Sequence[str | os.PathLike[str]] | None,
+    config_dict: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The model's name, or "", and the blocks of all sources; no block where a source cannot be read."""
+    keys = ("model", "guider", "denoising", "mirror_gradient")
+    found: dict[str, Any] = {}
+    try:
         for file in config_file_list or []:
             # GuiderConfig refuses a key that is there twice; RecBole's own runs keep to RecBole's reading
             found = merge(found, read_yaml(file, unique_keys=False))
         given = dict(config_dict or {})
         typed = [argument[2:].partition("=") for argument in sys.argv[1:] if argument.startswith("--")]
         for source in (given, {key: value for key, separator, value in typed if separator}):
-            keys = ("model", "guider")
             wanted = {key: value for key, value in source.items() if str(key).partition(".")[0] in keys}
             found = merge(found, {
                 key: parse_value(key, value) if isinstance(value, str) else value for key, value in wanted.items()
             })
     except (GuiderError, TypeError, ValueError):
-        return False
+        return {"model": ""}
     name = model if model is not None else found.get("model")
-    block = found.get("guider")
-    if block is not None and block is not False:
-        return True
-    return is_ours(name if isinstance(name, str) else getattr(name, "__name__", ""))
+    blocks = {key: found[key] for key in keys if key in found}
+    return {**blocks, "model": name if isinstance(name, str) else getattr(name, "__name__", "")}
 
 
 #: What this process has put into CUDA_VISIBLE_DEVICES, and may therefore replace.

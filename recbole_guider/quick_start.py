@@ -198,12 +198,12 @@ def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, A
 
 def _prepare(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any]:
     """Logger, data, model and trainer of a run, seeded as RecBole seeds them; ``dataset``: if it is built already."""
-    model, *loaders = _prepare_model(config, dataset)
+    model, _, *loaders = _prepare_model(config, dataset)
     return (trainer_class(config)(config, model), *loaders)
 
 
-def _prepare_model(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any]:
-    """Model and loaders, as :func:`_prepare`; no trainer, which would start TensorBoard and Weights & Biases."""
+def _prepare_model(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any, Any]:
+    """Model, data set and loaders, as :func:`_prepare`; no trainer: it would start TensorBoard and Weights & Biases."""
     init_seed(config["seed"], config["reproducibility"])
     _init_logger(config)
     logger = getLogger()
@@ -228,7 +228,7 @@ def _prepare_model(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any,
                 for name, part in features.items()
             )
         )
-    return model, train_data, valid_data, test_data
+    return model, dataset, train_data, valid_data, test_data
 
 
 class _StageEnds(Exception):
@@ -334,17 +334,19 @@ def load_data_and_model(
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``; the model scores as it did when it was saved.
+        ``dataset`` is the whole data set, after filtering and before splitting; ``train_data.dataset`` is its training
+        part, with injected noise if there is some.
 
     Raises:
         GuiderError: the file is missing, or not a checkpoint of this package, or its model is not known.
     """
     checkpoint = load(os.fspath(model_file))
     config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}), model=model)
-    network, train_data, valid_data, test_data = _prepare_model(config)
+    network, dataset, *loaders = _prepare_model(config)
     network.load_state_dict(checkpoint["state_dict"])
     network.load_other_parameter(checkpoint.get("other_parameter"))
     network.eval()
-    return config, network, train_data.dataset, train_data, valid_data, test_data
+    return config, network, dataset, *loaders
 
 
 def objective_function(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ray import cloudpickle
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
@@ -54,6 +55,43 @@ def test_run_recbole_takes_a_block_in_a_file(toy: dict[str, Any], tmp_path: Path
     assert any(path.name.startswith("GUIDER_BPR") for path in Path("saved").iterdir())
 
 
+@pytest.mark.parametrize("block", [{"denoising": "bod"}, {"mirror_gradient": {"interval": 1, "beta": 0.5}}])
+def test_run_recbole_and_trials_apply_blocks_that_names_do_not_say(block: dict[str, Any], toy: dict[str, Any]) -> None:
+    settings = {**toy, **block}
+    ours = run_recbole_guider("BPR", "toy", config_dict=settings)
+    plain = run_recbole_guider("BPR", "toy", config_dict=toy)
+    theirs = run_recbole("BPR", "toy", config_dict=settings)
+    trial = objective_function({**settings, "model": "BPR", "dataset": "toy"})
+    for key in ("best_valid_score", "best_valid_result", "test_result"):
+        assert theirs[key] == trial[key] == ours[key]
+    assert ours["best_valid_score"] != plain["best_valid_score"] or ours["test_result"] != plain["test_result"]
+    config, model, *_ = load_data_and_model(theirs["model_file"])
+    assert type(model) is config.model_class and type(create_dataset(config)) is GuiderDataset
+
+
+def test_a_wrong_block_is_refused_by_recboles_functions(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for model in ("BPR", "FREEDOM"):
+        with pytest.raises(GuiderError, match="denoising.method is 'bot', which does not exist; did you mean bod?"):
+            run_recbole(model, "toy", config_dict={**toy, "denoising": "bot"})
+    with pytest.raises(GuiderError, match="mirror_gradient is 3: "):
+        run_recbole("BPR", "toy", config_dict={**toy, "mirror_gradient": 3})
+    monkeypatch.setattr("sys.argv", ["script.py", "--denoising=t-bpr"])
+    with pytest.raises(GuiderError, match="denoising is t-bpr and the guider block is on"):
+        run_recbole("GUIDER_BPR", "toy", config_dict=toy)
+
+
+def test_a_script_is_refused_where_a_name_does_not_say_what_to_train(toy: dict[str, Any]) -> None:
+    for model in ("BPR", "FREEDOM"):
+        with pytest.raises(GuiderError, match="denoising is bod, .* train with run_recbole"):
+            Config(model, "toy", config_dict={**toy, "denoising": "bod"})
+    with pytest.raises(GuiderError, match="mirror_gradient is set, which for BPR .* train with run_recbole"):
+        Config("BPR", "toy", config_dict={**toy, "mirror_gradient": True})
+    for model in ("FREEDOM", "GUIDER_BPR"):
+        assert type(Config(model, "toy", config_dict={**toy, "mirror_gradient": True})) is GuiderConfig
+    for off in ({"denoising": "none"}, {"denoising": False}, {"mirror_gradient": None}):
+        assert type(Config("BPR", "toy", config_dict={**toy, **off})) is Config
+
+
 def test_a_script_of_recboles_functions(toy: dict[str, Any]) -> None:
     config = Config(model="GUIDER_FREEDOM", dataset="toy", config_dict={**toy, "guider": QUICK})
     assert type(config) is GuiderConfig
@@ -89,6 +127,20 @@ def test_objective_function_runs_a_trial(toy: dict[str, Any], tmp_path: Path) ->
     file.write_text(yaml.safe_dump({**toy, "model": "GUIDER_BPR", "dataset": "toy", "guider": QUICK}))
     result = objective_function({"learning_rate": 0.02}, [str(file)])
     assert result["model"] == "GUIDER_BPR" and result["best_valid_score"] == result["best_valid_result"]["recall@5"]
+
+
+def test_a_function_that_is_sent_to_another_process_is_ours_there(toy: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**toy, "epochs": 1, "model": "BPR", "dataset": "toy", "guider": QUICK}
+    # as ray.tune.with_parameters keeps it: in a function of its own
+    sent = cloudpickle.dumps(lambda: (objective_function(settings), load_data_and_model.__module__))
+    (tmp_path / "sent").write_bytes(sent)
+    program = """
+import pickle
+result, module = pickle.load(open("sent", "rb"))()
+print(result["model"], module)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["GUIDER_BPR", "recbole_guider.entry_points"]
 
 
 def test_a_key_twice_in_a_file_is_refused_in_our_runs_only(toy: dict[str, Any], tmp_path: Path) -> None:
@@ -130,6 +182,33 @@ def test_recboles_checkpoints_are_recboles(toy: dict[str, Any]) -> None:
     assert type(config) is Config and type(model) is BPR
 
 
+@pytest.mark.parametrize("model", ["BPR", "GUIDER_BPR"])
+def test_a_checkpoint_comes_with_the_whole_data_set(model: str, toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 1, "guider": QUICK if model.startswith("GUIDER") else False}
+    run_recbole(model, "toy", config_dict=settings)
+    (file,) = (path for path in Path("saved").iterdir() if not path.name.endswith(".last.pth"))
+    config, _, dataset, train, _, _ = load_data_and_model(str(file))
+    assert pairs_of(dataset) == pairs_of(create_dataset(config))  # RecBole's third value
+    assert pairs_of(train.dataset) < pairs_of(dataset)
+
+
+def pairs_of(dataset: Any) -> set[tuple[int, int]]:
+    return set(zip(*(dataset.inter_feat[field].tolist() for field in ("user_id", "item_id")), strict=True))
+
+
+def test_a_checkpoint_of_benchmark_files_comes_with_all_of_them(
+    toy: dict[str, Any], toy_folder: Path, tmp_path: Path
+) -> None:
+    head, *lines = (toy_folder / "toy" / "toy.inter").read_text().splitlines()
+    (tmp_path / "parts").mkdir()
+    for number, part in enumerate(("train", "valid", "test")):
+        (tmp_path / "parts" / f"parts.{part}.inter").write_text("\n".join([head, *lines[number::3]]) + "\n")
+    changes = {"data_path": str(tmp_path), "benchmark_filename": ["train", "valid", "test"], "modalities": {}}
+    result = run_recbole_guider("BPR", "parts", config_dict={**toy, **changes, "epochs": 1})
+    _, _, dataset, train, *_ = load_data_and_model(result["model_file"])
+    assert dataset.inter_num == len(lines) and train.dataset.inter_num == len(lines[0::3])
+
+
 def test_configurations_are_copied_as_what_they_are(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config("BPR", "toy", config_dict=toy)
     monkeypatch.setattr("sys.argv", ["script.py", "--model=GUIDER_BPR"])
@@ -164,3 +243,31 @@ print(run_recbole("GUIDER_BPR", "toy", config_dict={settings!r})["test_result"][
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert np.isfinite(float(done.stdout.split()[-1]))
+
+
+def test_names_that_a_script_imported_first_are_ours_too() -> None:
+    program = """
+import inspect
+import sys
+from types import ModuleType
+
+from recbole.data import create_dataset, data_preparation as prepare
+from recbole.quick_start import load_data_and_model, objective_function, run_recbole as start
+from recbole.utils import get_model, get_trainer
+names = ("create_dataset", "prepare", "load_data_and_model", "objective_function", "start", "get_model", "get_trainer")
+theirs = {name: globals()[name] for name in names}
+
+class Lazy(ModuleType):
+    def __getattribute__(self, name):
+        raise RuntimeError(name)
+
+sys.modules["lazy"], sys.modules["odd"] = Lazy("lazy"), object()
+import recbole_guider
+
+for name in names:
+    function = globals()[name]
+    assert function is not theirs[name] and inspect.unwrap(function) is theirs[name], name
+print(load_data_and_model.__module__, get_model("GUIDER_BPR").__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["recbole_guider.entry_points", "GUIDER_BPR"]

@@ -23,16 +23,21 @@ def is_current() -> bool:
     return hasattr(tune, "RunConfig")
 
 
-def report(metrics: Mapping[str, Any], checkpoint: Path) -> None:
-    """Tell Tune of one evaluation, and hand it the folder to continue from."""
+def report(metrics: Mapping[str, Any], checkpoint: Path | None = None) -> None:
+    """Tell Tune of one evaluation, and hand it the folder to continue from, if there is one."""
+    kept: Any = None
     if is_current():
         from ray import tune
 
-        tune.report(dict(metrics), checkpoint=tune.Checkpoint.from_directory(str(checkpoint)))
+        if checkpoint is not None:
+            kept = tune.Checkpoint.from_directory(str(checkpoint))
+        tune.report(dict(metrics), checkpoint=kept)
     else:
         from ray.air import Checkpoint, session
 
-        session.report(dict(metrics), checkpoint=Checkpoint.from_directory(str(checkpoint)))
+        if checkpoint is not None:
+            kept = Checkpoint.from_directory(str(checkpoint))
+        session.report(dict(metrics), checkpoint=kept)
 
 
 @contextmanager
