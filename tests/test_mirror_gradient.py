@@ -184,6 +184,19 @@ def test_every_pass_of_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> 
     assert len(train) > 2 and len(steps) == passes * (len(train) + mirrored)
 
 
+def test_a_teacher_with_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 1, "train_batch_size": 16, "guider": {"teacher": "RecVAE"}}
+    trainer, train, valid = prepared("GUIDER_BPR", {**settings, "mirror_gradient": MIRROR})
+    teacher = trainer.teacher_trainer
+    steps = []
+    for optimiser in (teacher.optimizer_encoder, teacher.optimizer_decoder):
+        optimiser.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.fit(train, valid, saved=False)
+    batches = len(trainer._teacher_batches(train))
+    mirrored = -(-batches // MIRROR["interval"])
+    assert batches > 2 and len(steps) == (teacher.n_enc_epochs + teacher.n_dec_epochs) * (batches + mirrored)
+
+
 def test_a_trainer_whose_steps_are_its_own_is_refused() -> None:
     trainers = {Trainer: True, RecVAETrainer: True, KGTrainer: True, NCLTrainer: False}
     for trainer, expected in trainers.items():
