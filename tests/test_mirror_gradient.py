@@ -29,6 +29,13 @@ from recbole_guider.yaml_files import read_yaml
 # powers of two: weighting a gradient is exact, and so are the comparisons
 MIRROR = {"interval": 2, "alpha": 0.5, "beta": 0.25}
 
+# what makes these models keep something from batch to batch
+STATEFUL: dict[str, dict[str, Any]] = {
+    "LATTICE": {"lambda_coeff": 0.1},
+    "SelfCF": {"augmentation": "historical_embedding"},
+    "DiffRec": {"dims_dnn": [16], "steps": 2, "history_num_per_term": 4, "train_batch_size": 16},
+}
+
 
 class Batches(list):
     """Batches that were recorded, as a loader."""
@@ -95,6 +102,9 @@ def assert_same_parameters(got: Any, expected: Any, relative: float = 0.0, absol
         ("FREEDOM", "adam", 0.05, True),
         ("FREEDOM", "adam", None, False),  # a graph drawn anew in every epoch
         ("DGCN", "sgd", 0.05, False),  # counts its batches
+        ("LATTICE", "sgd", None, False),  # an epoch's first batch learns the item graph that the others take
+        ("SelfCF", "sgd", None, False),  # a batch compares with the one before, and takes its place
+        ("DiffRec", "sgd", 0.05, False),  # samples by the losses that it has recorded
     ],
 )
 def test_plain_training_against_updates_by_hand(
@@ -102,7 +112,7 @@ def test_plain_training_against_updates_by_hand(
 ) -> None:
     settings = {
         **toy, "learner": learner, "clip_grad_norm": {"max_norm": clip} if clip else None, "enable_amp": amp,
-        "mirror_gradient": MIRROR, "learning_rate": 0.05,
+        "mirror_gradient": MIRROR, "learning_rate": 0.05, **STATEFUL.get(model, {}),
     }
     trainer, train, _ = prepared(model, settings)
     reference = copy.deepcopy(trainer.model)
