@@ -2,9 +2,9 @@
 can go.
 
 A shim changes RecBole where possible, and numpy, scipy and torch only by what they removed. None changes a
-number: with the releases that RecBole was written for, each is without effect. A shim takes the RecBole
-module that it is for and runs when that module has been imported, so that this package can be imported
-without RecBole's seconds.
+number of RecBole's models: with the releases that RecBole was written for, each is without effect. A shim
+takes the RecBole module that it is for and runs when that module has been imported, so that this package can
+be imported without RecBole's seconds.
 """
 
 from __future__ import annotations
