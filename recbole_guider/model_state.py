@@ -27,7 +27,7 @@ class Snapshot:
     Args:
         model: what the loss is of.
         changing: the ids of the tensors among its attributes that a loss changes in place, as :meth:`changed` told
-            earlier; None: any of them may be. What is no parameter and no buffer may be as large as the training data.
+            earlier; None: any of them may be. What is not saved with a model may be as large as the training data.
     """
 
     def __init__(self, model: nn.Module, changing: Collection[int] | None = None) -> None:
@@ -127,7 +127,8 @@ class PlainAttributes:
 
 
 def _saved_buffers(model: nn.Module) -> Iterator[Tensor]:
-    """The buffers that are saved with a model; one that is not is a constant."""
+    """The buffers that are saved with a model. They are copied whenever a loss may change them: batch normalisation
+    does, and torch does not count it."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
@@ -135,8 +136,8 @@ def _saved_buffers(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _own_tensors(model: nn.Module, values: Collection[Any]) -> list[Tensor]:
-    """The tensors with storage of their own: no parameters or buffers, nor views of them, nor what has a gradient."""
-    held = _storages([*model.parameters(), *model.buffers()])
+    """The tensors beside parameters and saved buffers that are no views of these and have no gradient."""
+    held = _storages([*model.parameters(), *_saved_buffers(model)])
     tensors = [value for value in values if isinstance(value, Tensor) and _is_simple(value)]
     return [tensor for tensor in tensors if tensor.untyped_storage().data_ptr() not in held]
 

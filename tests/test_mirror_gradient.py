@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.trainer import KGTrainer, NCLTrainer, RecVAETrainer, Trainer
@@ -20,6 +22,7 @@ from recbole_guider.checkpoint import PlainCheckpoints
 from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
 from recbole_guider.mirror_gradient import _reaches_base
+from recbole_guider.model_state import Snapshot
 from recbole_guider.quick_start import _prepare
 from recbole_guider.resources import properties_dir
 from recbole_guider.settings import MirrorGradientSettings
@@ -180,6 +183,53 @@ def test_it_changes_training_and_travels_with_the_checkpoint(toy: dict[str, Any]
     configs, models = zip(*(load_data_and_model(run["model_file"])[:2] for run in (plain, mirrored)), strict=True)
     assert configs[0]["mirror_gradient"] is None and configs[1]["mirror_gradient"] == MIRROR
     assert not torch.equal(models[0].item_embedding.weight, models[1].item_embedding.weight)
+
+
+class Stateful(torch.nn.Module):
+    """Keeps something from call to call in every way there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.view = self.weight.detach()
+        self.norm = torch.nn.BatchNorm1d(3)
+        self.register_buffer("unsaved", torch.zeros(3), persistent=False)
+        self.tensor, self.array, self.elements, self.count = torch.zeros(3), np.zeros(3), [0], 0
+        self.by_name: dict[str, float] = {}
+        self.cache: torch.Tensor | None = None
+
+    def forward(self) -> list[Any]:
+        self.norm(torch.randn(4, 3))
+        for state in (self.unsaved, self.tensor, self.array):
+            state += random.random() + np.random.rand()
+        self.elements.append(len(self.elements))
+        self.count += 1
+        self.by_name["last"] = float(self.tensor[0])
+        if self.cache is None:
+            self.cache = torch.randn(3)
+        return self.state()
+
+    def state(self) -> list[Any]:
+        tensors = [*self.norm.buffers(), self.unsaved, self.tensor, *([] if self.cache is None else [self.cache])]
+        lists = [tensor.tolist() for tensor in tensors]
+        return copy.deepcopy([*lists, self.array.tolist(), self.elements, self.count, self.by_name])
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_snapshot_takes_back_all_but_the_parameters(known: bool) -> None:
+    model = Stateful()
+    first = Snapshot(model)
+    model()
+    changing = first.changed()
+    assert changing == {id(model.unsaved), id(model.tensor)}
+    start, snapshot = model.state(), Snapshot(model, changing if known else None)
+    once = model()
+    with torch.no_grad():
+        model.weight.add_(1)
+    snapshot.restore()
+    assert model.state() == start
+    assert model() == once
+    assert torch.equal(model.weight, torch.full((3,), 2.0)) and torch.equal(model.view, model.weight)
 
 
 def test_every_pass_of_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> None:
