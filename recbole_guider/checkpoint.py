@@ -16,6 +16,7 @@ import torch
 from recbole.utils import set_color
 
 from recbole_guider.errors import GuiderError
+from recbole_guider.model_state import PlainAttributes
 from recbole_guider.parallel import group
 from recbole_guider.whole_files import write_whole
 
@@ -179,6 +180,7 @@ class PlainCheckpoints(_Trainer):
         stem, extension = os.path.splitext(self.saved_model_file)
         # RecBole names checkpoints by the second: two runs that start together would share a file
         self.saved_model_file = group.share(f"{stem}-{secrets.token_hex(3)}{extension}")
+        self._attributes = PlainAttributes(model)
         self._train_data: Any = None
         self._resumed_random_state: Mapping[str, Any] | None = None
         #: learning rates and weight decays that the optimisers were made with
@@ -209,6 +211,7 @@ class PlainCheckpoints(_Trainer):
             "best_model_file": os.path.basename(self.saved_model_file),
             "state_dict": self.model.state_dict(),
             "other_parameter": plain(self.model.other_parameter()),
+            "attributes": plain(self._attributes.changed()),
             "optimizer": self.optimizer.state_dict(),
             "optimizers": optimizer_states(self, apart=("teacher_optimizer",)),
             "optimizer_settings": self._built_with,
@@ -232,7 +235,7 @@ class PlainCheckpoints(_Trainer):
         self._save_checkpoint(epoch, verbose=False)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Continue from a checkpoint: the weights, every optimiser, the counters and the random streams.
+        """Continue from a checkpoint: the model, every optimiser, the counters and the random streams.
 
         Raises:
             GuiderError: the checkpoint is of another model, data set or shape, or that run's best model is missing.
@@ -254,6 +257,7 @@ class PlainCheckpoints(_Trainer):
                 super().resume_checkpoint(file)
                 load_optimizers(self, state["optimizers"])
                 self.load_extra_state(state["extra_state"])
+                self._attributes.restore(state.get("attributes") or {})
             except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # what torch raises
                 raise GuiderError(
                     f"{resume_file} does not fit the model of this run: repeat the settings that it was started with"

@@ -2,9 +2,9 @@
 can go.
 
 A shim changes RecBole where possible, and numpy, scipy and torch only by what they removed. None changes a
-number: with the releases that RecBole was written for, each is without effect. A shim takes the RecBole
-module that it is for and runs when that module has been imported, so that this package can be imported
-without RecBole's seconds.
+number of RecBole's models: with the releases that RecBole was written for, each is without effect. A shim
+takes the RecBole module that it is for and runs when that module has been imported, so that this package can
+be imported without RecBole's seconds.
 """
 
 from __future__ import annotations
@@ -357,6 +357,26 @@ def ncl_without_faiss(ncl_module: ModuleType) -> None:
     ncl_module.NCL.run_kmeans = run_kmeans
 
 
+def sampling_within_epoch(dataloader_module: ModuleType) -> None:
+    """Let the models of this package tell dynamic negative sampling from an evaluation.
+
+    Why: it calls ``eval()`` and ``train()`` around every batch, as RecBole does around an evaluation between two
+        epochs; models that make a graph once for each epoch would make one for each batch.
+    Can go when RecBole tells a model of its epochs, or samples without changing its mode.
+    """
+    loader: Any = dataloader_module.NegSampleDataLoader
+    neg_sampling = loader._neg_sampling
+
+    @functools.wraps(neg_sampling)
+    def sample(self: Any, inter_feat: Any) -> Any:
+        from recbole_guider.model.base import within_epoch
+
+        with within_epoch():
+            return neg_sampling(self, inter_feat)
+
+    loader._neg_sampling = sample
+
+
 def _pandas_3() -> bool:
     import pandas as pd
 
@@ -381,6 +401,7 @@ _SHIMS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "pandas.io.formats.format": (pandas_formatter,),
     "recbole": (quiet_ray, numpy_aliases, scipy_dok_update),
     "recbole.data.dataset.dataset": (pandas_reading, pandas_loading),
+    "recbole.data.dataloader.abstract_dataloader": (sampling_within_epoch,),
     "recbole.model.general_recommender.ncl": (ncl_without_faiss,),
     "recbole.trainer.trainer": (torch_load_of_trainers, torch_amp),
     "recbole.quick_start.quick_start": (torch_load_of_quick_start,),

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
-import torch
 from recbole.trainer import Trainer
 from torch import Tensor, nn
 
 from recbole_guider.errors import GuiderError
-from recbole_guider.model.base import SeededGenerators
+from recbole_guider.model_state import Snapshot
 from recbole_guider.settings import MirrorGradientSettings
 
 #: What a model's loss function gives: one loss, or several that are added up.
@@ -25,10 +24,10 @@ class MirrorGradientTrainer(Trainer):
 
         theta' = theta - s(alpha grad L(theta)),    theta'' = theta' - s(- beta grad L(theta')),
 
-    and any other batch ``theta - s(grad L(theta))``. Both steps see the same sampled items, the same dropout and, in
-    the models of this package, the same draws. Each is a step like any other: it is clipped by clip_grad_norm and
-    scaled for mixed precision. (The authors' code clips the second one only, and draws dropout anew.) The epoch's loss
-    counts every batch once, as it was before its first step.
+    and any other batch ``theta - s(grad L(theta))``. Both steps see the same sampled items, the same draws and the same
+    state of the model beside theta (a graph that is due, a record of earlier batches). Each is a step like any other:
+    it is clipped by clip_grad_norm and scaled for mixed precision. (The authors' code clips the second one only, and
+    draws dropout anew.) The epoch's loss counts every batch once, as it was before its first step.
 
     It stands in the class hierarchy just above RecBole's ``Trainer``, below trainers of single models, so that every
     pass that goes through ``Trainer._train_epoch`` goes through here: of the student, of GUIDER's teacher, of a part
@@ -70,7 +69,11 @@ class _Mirror:
     ) -> None:
         self.model, self.loss_func, self.loader, self.settings = model, loss_func, loader, settings
         self._turn = "plain"
-        self._draws: _Draws | None = None
+        #: the model before a mirrored batch's first turn, and after it
+        self._before: Snapshot | None = None
+        self._afterwards: Snapshot | None = None
+        #: the tensors that a loss changes in place; the first mirrored batch tells
+        self._changing: set[int] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
@@ -88,20 +91,25 @@ class _Mirror:
                 for turn in ("down", "up"):
                     self._turn = turn
                     yield batch
+                if self._afterwards is not None:
+                    # not before the step is done: the backward pass may need a buffer as the loss left it
+                    self._afterwards.restore()
+                    self._afterwards = None
 
     def loss(self, interaction: Any) -> Losses:
         """The loss of the batch that the loader gave last, its gradient weighted by what its turn is."""
         if self._turn == "plain":
             return self.loss_func(interaction)
         if self._turn == "down":
-            self._draws = _Draws(self.model)
-            return _each(self.loss_func(interaction), self._weighted_down)
-        assert self._draws is not None, "the loader gives a batch down before it gives it up"
-        afterwards = _Draws(self.model)
-        self._draws.restore()
-        losses = self.loss_func(interaction)
-        afterwards.restore()
-        return _each(losses, self._weighted_up)
+            self._before = Snapshot(self.model, self._changing)
+            losses = self.loss_func(interaction)
+            self._changing = self._before.changed() | (self._changing or set())
+            return _each(losses, self._weighted_down)
+        assert self._before is not None, "the loader gives a batch down before it gives it up"
+        self._afterwards = Snapshot(self.model, self._changing)
+        self._before.restore()
+        self._before = None
+        return _each(self.loss_func(interaction), self._weighted_up)
 
     def _weighted_down(self, loss: Tensor) -> Tensor:
         """``loss`` by its value, with ``alpha`` times its gradient."""
@@ -111,27 +119,6 @@ class _Mirror:
     def _weighted_up(self, loss: Tensor) -> Tensor:
         """0 by its value, as the batch has been counted, with ``- beta`` times the gradient of ``loss``."""
         return -self.settings.beta * (loss - loss.detach())
-
-
-class _Draws:
-    """Where a model's random streams stand: torch's, and those of the model's own."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.cpu = torch.get_rng_state()
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        self.cuda = (device, torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
-        self.own = [
-            (module, module.get_extra_state()) for module in model.modules() if isinstance(module, SeededGenerators)
-        ]
-
-    def restore(self) -> None:
-        """Continue every stream from there."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            device, state = self.cuda
-            torch.cuda.set_rng_state(state, device)
-        for module, state in self.own:
-            module.set_extra_state(state)
 
 
 def _each(losses: Losses, change: Callable[[Tensor], Tensor]) -> Losses:

@@ -376,8 +376,9 @@ def _own_trainer(config: Any, teacher: Any) -> Trainer | None:
     config["log_wandb"] = False  # the run's trainer does
     if is_parallel():
         require_dealable(trainer, config["model"])
-        trainer = type(f"Parallel{trainer.__name__}", (ParallelTraining, trainer), {"__module__": __name__})
-    return trainer(config, teacher)
+        return _with(ParallelTraining, trainer)(config, teacher)
+    mirrored = type(f"Mirror{trainer.__name__}", (trainer, MirrorGradientTrainer), {"__module__": __name__})
+    return mirrored(config, teacher)
 
 
 def share_calibrations(trainer: Any, folder: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.trainer import KGTrainer, NCLTrainer, RecVAETrainer, Trainer
@@ -20,6 +22,7 @@ from recbole_guider.checkpoint import PlainCheckpoints
 from recbole_guider.config import GuiderConfig
 from recbole_guider.errors import GuiderError
 from recbole_guider.mirror_gradient import _reaches_base
+from recbole_guider.model_state import Snapshot
 from recbole_guider.quick_start import _prepare
 from recbole_guider.resources import properties_dir
 from recbole_guider.settings import MirrorGradientSettings
@@ -28,6 +31,13 @@ from recbole_guider.yaml_files import read_yaml
 
 # powers of two: weighting a gradient is exact, and so are the comparisons
 MIRROR = {"interval": 2, "alpha": 0.5, "beta": 0.25}
+
+# what makes these models keep something from batch to batch
+STATEFUL: dict[str, dict[str, Any]] = {
+    "LATTICE": {"lambda_coeff": 0.1},
+    "SelfCF": {"augmentation": "historical_embedding"},
+    "DiffRec": {"dims_dnn": [16], "steps": 2, "history_num_per_term": 4, "train_batch_size": 16},
+}
 
 
 class Batches(list):
@@ -95,6 +105,9 @@ def assert_same_parameters(got: Any, expected: Any, relative: float = 0.0, absol
         ("FREEDOM", "adam", 0.05, True),
         ("FREEDOM", "adam", None, False),  # a graph drawn anew in every epoch
         ("DGCN", "sgd", 0.05, False),  # counts its batches
+        ("LATTICE", "sgd", None, False),  # an epoch's first batch learns the item graph that the others take
+        ("SelfCF", "sgd", None, False),  # a batch compares with the one before, and takes its place
+        ("DiffRec", "sgd", 0.05, False),  # samples by the losses that it has recorded
     ],
 )
 def test_plain_training_against_updates_by_hand(
@@ -102,7 +115,7 @@ def test_plain_training_against_updates_by_hand(
 ) -> None:
     settings = {
         **toy, "learner": learner, "clip_grad_norm": {"max_norm": clip} if clip else None, "enable_amp": amp,
-        "mirror_gradient": MIRROR, "learning_rate": 0.05,
+        "mirror_gradient": MIRROR, "learning_rate": 0.05, **STATEFUL.get(model, {}),
     }
     trainer, train, _ = prepared(model, settings)
     reference = copy.deepcopy(trainer.model)
@@ -172,6 +185,53 @@ def test_it_changes_training_and_travels_with_the_checkpoint(toy: dict[str, Any]
     assert not torch.equal(models[0].item_embedding.weight, models[1].item_embedding.weight)
 
 
+class Stateful(torch.nn.Module):
+    """Keeps something from call to call in every way there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.view = self.weight.detach()
+        self.norm = torch.nn.BatchNorm1d(3)
+        self.register_buffer("unsaved", torch.zeros(3), persistent=False)
+        self.tensor, self.array, self.elements, self.count = torch.zeros(3), np.zeros(3), [0], 0
+        self.by_name: dict[str, float] = {}
+        self.cache: torch.Tensor | None = None
+
+    def forward(self) -> list[Any]:
+        self.norm(torch.randn(4, 3))
+        for state in (self.unsaved, self.tensor, self.array):
+            state += random.random() + np.random.rand()
+        self.elements.append(len(self.elements))
+        self.count += 1
+        self.by_name["last"] = float(self.tensor[0])
+        if self.cache is None:
+            self.cache = torch.randn(3)
+        return self.state()
+
+    def state(self) -> list[Any]:
+        tensors = [*self.norm.buffers(), self.unsaved, self.tensor, *([] if self.cache is None else [self.cache])]
+        lists = [tensor.tolist() for tensor in tensors]
+        return copy.deepcopy([*lists, self.array.tolist(), self.elements, self.count, self.by_name])
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_snapshot_takes_back_all_but_the_parameters(known: bool) -> None:
+    model = Stateful()
+    first = Snapshot(model)
+    model()
+    changing = first.changed()
+    assert changing == {id(model.unsaved), id(model.tensor)}
+    start, snapshot = model.state(), Snapshot(model, changing if known else None)
+    once = model()
+    with torch.no_grad():
+        model.weight.add_(1)
+    snapshot.restore()
+    assert model.state() == start
+    assert model() == once
+    assert torch.equal(model.weight, torch.full((3,), 2.0)) and torch.equal(model.view, model.weight)
+
+
 def test_every_pass_of_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> None:
     # RecVAE's epoch is several passes with loss functions and optimisers of its own
     trainer, train, valid = prepared("RecVAE", {**toy, "mirror_gradient": MIRROR, "train_batch_size": 16})
@@ -182,6 +242,19 @@ def test_every_pass_of_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> 
     mirrored = -(-len(train) // MIRROR["interval"])
     passes = trainer.n_enc_epochs + trainer.n_dec_epochs
     assert len(train) > 2 and len(steps) == passes * (len(train) + mirrored)
+
+
+def test_a_teacher_with_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> None:
+    settings = {**toy, "epochs": 1, "train_batch_size": 16, "guider": {"teacher": "RecVAE"}}
+    trainer, train, valid = prepared("GUIDER_BPR", {**settings, "mirror_gradient": MIRROR})
+    teacher = trainer.teacher_trainer
+    steps = []
+    for optimiser in (teacher.optimizer_encoder, teacher.optimizer_decoder):
+        optimiser.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.fit(train, valid, saved=False)
+    batches = len(trainer._teacher_batches(train))
+    mirrored = -(-batches // MIRROR["interval"])
+    assert batches > 2 and len(steps) == (teacher.n_enc_epochs + teacher.n_dec_epochs) * (batches + mirrored)
 
 
 def test_a_trainer_whose_steps_are_its_own_is_refused() -> None:

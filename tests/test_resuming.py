@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from resuming import Killed
+from resuming import Killed, assert_resumes_exactly
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config import GuiderConfig
@@ -31,6 +31,37 @@ def interrupted(model: str, settings: dict[str, Any], after: int, metric_falls: 
     with pytest.raises(Killed):
         trainer.fit(train, valid, saved=True, callback_fn=callback)
     return trainer
+
+
+AUTOENCODER = {"mlp_hidden_size": [16], "latent_dimension": 8, "total_anneal_steps": 20, "train_batch_size": 16}
+DIFFUSION = {"dims_dnn": [16], "steps": 2, "history_num_per_term": 4, "train_batch_size": 16}
+DISTILLER = {"distiller": {"_batch"}}
+CLUSTERS = {"num_clusters": 3, "m_step": 3, "warm_up_step": 0}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "kept"),
+    [
+        ("MultiVAE", AUTOENCODER, {"": {"update"}}),
+        ("GUIDER_MultiVAE", AUTOENCODER, {"student": {"update"}, **DISTILLER}),
+        (
+            "GUIDER_BPR",
+            {"guider": {"teacher": "MultiVAE", "teacher_parameters": AUTOENCODER}},
+            {"teacher": {"update"}, **DISTILLER},
+        ),
+        ("DiffRec", DIFFUSION, {"": {"Lt_history", "Lt_count"}}),
+        ("LINE", {}, {"": {"random_list", "random_pr"}}),
+        ("NCL", CLUSTERS, {"": {"user_centroids", "user_2cluster", "item_centroids", "item_2cluster"}}),
+        ("LightGCN", {}, {}),
+    ],
+)
+def test_what_a_model_keeps_in_attributes_is_resumed(
+    model: str, changes: dict[str, Any], kept: dict[str, set[str]], toy: dict[str, Any]
+) -> None:
+    def look(state: dict[str, Any]) -> None:
+        assert {path: set(values) for path, values in state["attributes"].items()} == kept
+
+    assert_resumes_exactly(model, {**toy, **changes, "epochs": 4}, kill_after=1, look=look)
 
 
 def test_the_checkpoint_of_a_resumed_run_loads(toy: dict[str, Any]) -> None:

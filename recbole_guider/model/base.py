@@ -7,7 +7,8 @@ those two matrices and never on the score matrix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,22 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+
+_epoch_goes_on = False
+
+
+@contextmanager
+def within_epoch() -> Iterator[None]:
+    """Within this context ``eval()`` and ``train()`` do not tell a model that an epoch has passed.
+
+    RecBole's dynamic negative sampling calls both around the scores of every batch.
+    """
+    global _epoch_goes_on
+    before, _epoch_goes_on = _epoch_goes_on, True
+    try:
+        yield
+    finally:
+        _epoch_goes_on = before
 
 
 class SeededGenerators(nn.Module):
@@ -141,7 +158,15 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
         # RecBole calls train() before each epoch and eval() before each evaluation: parameters may have changed
         # in between, so this is where a cached evaluation becomes stale.
         self._evaluation_embeddings = None
+        if mode and not _epoch_goes_on:
+            self.renew()
         return super().train(mode)
+
+    def renew(self) -> None:
+        """An epoch begins: what a model makes once for each is due.
+
+        GUIDER calls ``train()`` for its teacher pass, too: what is due is best made when first needed.
+        """
 
     def evaluation_embeddings(self) -> tuple[Tensor, Tensor]:
         """The two matrices for scoring, computed once per evaluation and without gradients."""

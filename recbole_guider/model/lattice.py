@@ -84,12 +84,9 @@ class LATTICE(FactorisedRecommender):
         self.sum_layers = nn.ModuleList(nn.Linear(size, size) for _ in range(n_ngcf_layers))
         self.product_layers = nn.ModuleList(nn.Linear(size, size) for _ in range(n_ngcf_layers))
 
-    def train(self, mode: bool = True) -> LATTICE:
-        # RecBole calls train() at the start of an epoch: a new item graph is due. It is built when first needed, so
-        # that an epoch of GUIDER, which calls train() for its teacher pass too, still builds exactly one.
-        if mode:
-            self._item_graph = None
-        return super().train(mode)
+    def renew(self) -> None:
+        # Built when first needed, so that an epoch of GUIDER, which begins with two passes, still builds exactly one.
+        self._item_graph = None
 
     def learned_edges(self) -> tuple[list[Edges], list[Tensor], Tensor]:
         """The learned part of the item graph, with gradients.

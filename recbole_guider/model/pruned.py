@@ -30,13 +30,9 @@ class PrunedGraphRecommender(FactorisedRecommender):
         self._training_graph: SparseOperator | None = self.graph
         self.generator("pruning", config["seed"])
 
-    def train(self, mode: bool = True) -> PrunedGraphRecommender:
-        # RecBole calls train() at the start of an epoch: a new pruned graph is due. It is drawn when first needed, so
-        # that an epoch of GUIDER, which calls train() for its teacher pass too, still draws exactly one.
-        if mode:
-            self._training_graph = None
-        super().train(mode)
-        return self
+    def renew(self) -> None:
+        # Drawn when first needed, so that an epoch of GUIDER, which begins with two passes, still draws exactly one.
+        self._training_graph = None
 
     def training_graph(self) -> SparseOperator:
         """This epoch's pruned user-item graph (all edges where ``dropout`` is 0)."""

@@ -14,7 +14,6 @@ compared. Where they differ, the whole batch is computed by every process from t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.loss import EmbLoss
 from torch import Tensor, nn
 
+from recbole_guider.model_state import Snapshot
 from recbole_guider.parallel import group
 from recbole_guider.parallel.batch import BatchPart
 
@@ -71,9 +71,9 @@ class WholeBatchLoss:
 
     def _checked(self, whole: Interaction, part: BatchPart, *args: Any, **kwargs: Any) -> Any:
         """The loss of the whole batch, computed by every process; afterwards it is known whether it can be dealt."""
-        before = _Snapshot(self.model)
+        before = Snapshot(self.model)
         losses = self.loss(whole, *args, **kwargs)
-        after = _Snapshot(self.model)
+        after = Snapshot(self.model, before.changed())
         before.restore()
         try:
             with self.parts.weighing(part.weight):
@@ -226,42 +226,3 @@ class _EmbLossOfParts(EmbLoss):
         slope = torch.where(length > 0, own.detach() / length, 0.0).pow(self.norm - 1)
         # The caller takes weight times this: the value is the whole one, the gradient is that of the own rows.
         return ((length + slope / self.parts.weight * (own - own.detach())).sum() / rows).reshape(1)
-
-
-# -- computing a batch twice, as if once ------------------------------------------------------------------------------
-
-
-class _Snapshot:
-    """Everything that a call of a model's loss may change but for parameters: generators, attributes, buffers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.python, self.numpy, self.torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        # attributes by reference, and the entries of those that are dicts
-        self.dicts: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for module in model.modules():
-            self.dicts.append((vars(module), dict(vars(module))))
-            self.dicts += [(value, dict(value)) for value in vars(module).values() if isinstance(value, dict)]
-        self.generators = [
-            (value, value.get_state())
-            for _, entries in self.dicts
-            for value in entries.values()
-            if isinstance(value, torch.Generator)
-        ]
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-
-    def restore(self) -> None:
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.torch)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
-        for target, entries in self.dicts:
-            target.clear()
-            target.update(entries)
-        for generator, state in self.generators:
-            generator.set_state(state)
-        with torch.no_grad():
-            for buffer, values in self.buffers:
-                if not torch.equal(buffer, values):
-                    buffer.copy_(values)

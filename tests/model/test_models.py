@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.model.general_recommender import LightGCN
+from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from torch.nn.functional import logsigmoid, normalize
 
@@ -19,6 +20,7 @@ from recbole_guider.losses import dbpr_loss
 from recbole_guider.model.fast_lightgcn import FastLightGCN
 from recbole_guider.model.freedom import FREEDOM
 from recbole_guider.profiles import Profiles
+from recbole_guider.quick_start import _prepare
 
 
 def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
@@ -103,6 +105,33 @@ def test_freedom_is_its_formulas(toy: dict[str, Any]) -> None:
                 total = total - logsigmoid(users[u].float() @ difference)
         expected = expected + 0.1 * total / len(user)
     torch.testing.assert_close(model.calculate_loss(batch).double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "plain_trainer"),
+    [("FREEDOM", False), ("FREEDOM", True), ("LATTICE", True), ("GUIDER_FREEDOM", False), ("GUIDER_LATTICE", False)],
+)
+def test_dynamic_negative_sampling_ends_no_epoch(
+    model: str, plain_trainer: bool, toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = {"distribution": "uniform", "sample_num": 1, "dynamic": True, "candidate_num": 3}
+    block = {"student_loss": "own"} if model.startswith("GUIDER") else None
+    settings = {**toy, "train_neg_sample_args": sampling, "epochs": 3, "guider": block}
+    config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
+    trainer, train, valid, _ = _prepare(config)
+    student = getattr(trainer.model, "student", trainer.model)
+    made = []
+    method = "prune" if model.endswith("FREEDOM") else "learned_edges"
+    original = getattr(student, method)
+    monkeypatch.setattr(student, method, lambda: made.append(student.training) or original())
+    if plain_trainer:
+        trainer = Trainer(config, trainer.model)
+    assert len(train) > 1
+    # with evaluations between epochs, and without
+    trainer.fit(train, valid, saved=False)
+    assert sum(made) == 3
+    trainer.fit(train, None, saved=False)
+    assert sum(made) == 6
 
 
 def test_freedom_prunes_once_an_epoch_and_evaluates_on_all_edges(toy: dict[str, Any]) -> None:
