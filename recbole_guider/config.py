@@ -30,7 +30,7 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.parallel import group
 from recbole_guider.registry import PREFIX, backbone_class, check_trainable, get_model_class, guided, is_ours, know
 from recbole_guider.resources import dataset_configs_dir, properties_dir
-from recbole_guider.settings import GuiderSettings, MirrorGradientSettings
+from recbole_guider.settings import AMOUNTS, GuiderSettings, MirrorGradientSettings
 from recbole_guider.sources import BLOCKS, merge, merge_block, parse_value, split_arguments
 from recbole_guider.yaml_files import YamlLoader, read_yaml, to_plain
 
@@ -514,13 +514,13 @@ def is_our_run(
     config_dict: Mapping[str, Any] | None = None,
 ) -> bool:
     """Whether a run with these arguments of RecBole's ``Config``, and this process's command line, needs this package:
-    its model is one that RecBole by itself does not know, or a block is on: ``guider``, ``denoising`` or
-    ``mirror_gradient``.
+    its model is one that RecBole by itself does not know, or a block is on (``guider``, ``denoising``,
+    ``mirror_gradient``), or its data are not RecBole's (``noise``, ``eval_mask``).
 
     What cannot be read here is not ours: RecBole says what it thinks of it.
     """
     found = _asked_of_us(model, config_file_list, config_dict)
-    if _is_on(found.get("guider")) or _is_on(found.get("mirror_gradient")):
+    if _is_on(found.get("guider")) or _is_on(found.get("mirror_gradient")) or changes_data(found):
         return True
     try:
         denoised = DenoisingSettings.from_block(found.get("denoising")) is not None
@@ -551,6 +551,14 @@ def check_known_by_name(
         raise GuiderError(f"mirror_gradient is set, which for {found['model']} does not follow from {hint}")
 
 
+def changes_data(settings: Mapping[str, Any]) -> bool:
+    """Whether ``noise`` or ``eval_mask`` of these settings ask for other data than RecBole makes."""
+    noise, mask = settings.get("noise"), settings.get("eval_mask")
+    if isinstance(noise, Mapping):
+        noise = any(noise.get(key) for key in ("recorded", *AMOUNTS))
+    return bool(noise) or mask not in (None, False, "recbole")
+
+
 def _is_on(block: Any) -> bool:
     return block is not None and block is not False
 
@@ -561,7 +569,7 @@ def _asked_of_us(
     config_dict: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The model's name, or "", and the blocks of all sources; no block where a source cannot be read."""
-    keys = ("model", "guider", "denoising", "mirror_gradient")
+    keys = ("model", "guider", "denoising", "mirror_gradient", "noise", "eval_mask")
     found: dict[str, Any] = {}
     try:
         for file in config_file_list or []:

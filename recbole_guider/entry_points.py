@@ -164,7 +164,7 @@ def _is_ours(config: Any) -> bool:
     from recbole_guider.registry import is_ours
 
     blocks = (config.guider_settings, config.denoising_settings, config["mirror_gradient"])
-    return any(block is not None for block in blocks) or is_ours(config["model"])
+    return any(block is not None for block in blocks) or loaded.changes_data(config.final_config_dict) or is_ours(config["model"])
 
 
 def _replace(wrapped: Mapping[Callable[..., Any], Callable[..., Any]], home: ModuleType) -> None:

@@ -118,6 +118,10 @@ class DistillationSettings(Settings):
     balance: Literal["fixed", "min_norm"] = Field(default="fixed", description="by weight, or by the losses' gradients")
 
 
+#: The keys of the noise block that say how much.
+AMOUNTS = ("interactions", "deleted", "features", "gaussian")
+
+
 class NoiseSettings(Settings):
     """``guider.noise``, and ``noise`` for any model: what an experiment does to the training data."""
 

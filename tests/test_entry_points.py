@@ -55,7 +55,14 @@ def test_run_recbole_takes_a_block_in_a_file(toy: dict[str, Any], tmp_path: Path
     assert any(path.name.startswith("GUIDER_BPR") for path in Path("saved").iterdir())
 
 
-@pytest.mark.parametrize("block", [{"denoising": "bod"}, {"mirror_gradient": {"interval": 1, "beta": 0.5}}])
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"denoising": "bod"}, {"mirror_gradient": {"interval": 1, "beta": 0.5}}, {"noise": {"interactions": 0.5}},
+        {"eval_mask": "mmrec"},
+    ],
+    ids=str,
+)
 def test_run_recbole_and_trials_apply_blocks_that_names_do_not_say(block: dict[str, Any], toy: dict[str, Any]) -> None:
     settings = {**toy, **block}
     ours = run_recbole_guider("BPR", "toy", config_dict=settings)

@@ -23,14 +23,12 @@ from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.errors import GuiderError
 from recbole_guider.registry import PREFIX
-from recbole_guider.settings import Settings, validated
+from recbole_guider.settings import AMOUNTS, Settings, validated
 from recbole_guider.sources import merge
 from recbole_guider.yaml_files import read_yaml
 
 #: Settings of every run: what it prints belongs to the benchmark, and the checkpoint is removed.
 _QUIET = {"state": "ERROR", "show_progress": False}
-#: What makes a noise level: its keys that say how much.
-AMOUNTS = ("interactions", "deleted", "features", "gaussian")
 #: The dimensions of a benchmark, which together name a run.
 _DIMENSIONS = ("dataset", "model", "method", "noise", "seed")
 
