@@ -164,7 +164,8 @@ def _is_ours(config: Any) -> bool:
     from recbole_guider.registry import is_ours
 
     blocks = (config.guider_settings, config.denoising_settings, config["mirror_gradient"])
-    return any(block is not None for block in blocks) or loaded.changes_data(config.final_config_dict) or is_ours(config["model"])
+    asked = any(block is not None for block in blocks) or loaded.changes_data(config.final_config_dict)
+    return asked or is_ours(config["model"])
 
 
 def _replace(wrapped: Mapping[Callable[..., Any], Callable[..., Any]], home: ModuleType) -> None:
