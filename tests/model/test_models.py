@@ -188,6 +188,8 @@ def test_the_student_starts_where_the_plain_model_starts(toy: dict[str, Any]) ->
 
 def test_membership_and_drawing_against_sets() -> None:
     rng = np.random.default_rng(0)
+    nobody = Profiles(*np.zeros((2, 0), dtype=np.int64), 3, 4)
+    assert not nobody.has(np.array([1, 2]), np.array([3, 0])).any()
     users, items = rng.integers(1, 30, 300), rng.integers(1, 50, 300)
     profiles = Profiles(users, items, 31, 51)
     owned = set(zip(users.tolist(), items.tolist(), strict=True))
@@ -195,6 +197,9 @@ def test_membership_and_drawing_against_sets() -> None:
     rows, columns = profiles.among(batch, candidates)
     expected = {(b, c) for b in range(64) for c in range(len(candidates)) if (batch[b], candidates[c]) in owned}
     assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+    asked, of_asked = rng.integers(1, 30, 500), rng.integers(1, 50, 500)
+    found = [pair in owned for pair in zip(asked.tolist(), of_asked.tolist(), strict=True)]
+    assert any(found) and profiles.has(asked, of_asked).tolist() == found
 
     generator = torch.Generator().manual_seed(0)
     asked = np.repeat(np.array([users[0], 30]), 500)  # user 30 has nothing
@@ -226,18 +231,25 @@ def test_the_teachers_loss_against_a_loop(
         u, v = (matrix.double() for matrix in model.teacher.embeddings())
     if form == "softmax":
         u, v = normalize(u, dim=1), normalize(v, dim=1)
-    sampled = torch.randint(
-        1, model.n_items, (16 if form == "softmax" else 1,), generator=torch.Generator().set_state(state)
-    ).unique()
     excluded = {
         pair for pair, true in zip(zip(users, items, strict=True), clean, strict=True)
         if (own_as == "ignore" or form == "pairwise") and (true or false_as == "ignore")
     }
     positive = (u[batch["user_id"]] * v[batch["item_id"]]).sum(1)
-    negative = u[batch["user_id"]] @ v[sampled].T
-    usable = torch.tensor(
-        [[(int(user), int(item)) not in excluded for item in sampled] for user in batch["user_id"]]
-    )
+    stream = torch.Generator().set_state(state)
+    if form == "softmax":  # a batch shares its negatives
+        sampled = torch.randint(1, model.n_items, (16,), generator=stream).unique().expand(40, -1)
+    else:  # every row has its own, drawn until it is none of the user's
+        sampled = torch.zeros(40, 1, dtype=torch.long)
+        rows = list(range(40))
+        while rows:
+            sampled[rows, 0] = torch.randint(1, model.n_items, (len(rows),), generator=stream)
+            rows = [row for row in rows if (int(batch["user_id"][row]), int(sampled[row])) in excluded]
+    negative = (u[batch["user_id"]].unsqueeze(1) * v[sampled]).sum(dim=2)
+    usable = torch.tensor([
+        [(int(user), int(item)) not in excluded for item in row]
+        for user, row in zip(batch["user_id"], sampled, strict=True)
+    ])
     expected = dbpr_loss(
         positive, negative, batch[CLEAN_PROBABILITY].double(), form=form, eta=0.0, gamma=gamma, negative_mask=usable
     )
