@@ -19,6 +19,7 @@ from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
+from recbole_guider.model.base import require_sampled_items
 from recbole_guider.parallel import group
 from recbole_guider.parallel.launch import Processes, launch
 from recbole_guider.parallel.trainer import require_same_data
@@ -215,6 +216,8 @@ def _prepare_model(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any,
     require_same_data(train_data.dataset)
     init_seed(config["seed"], config["reproducibility"])  # several processes: all draw the same
     model = config.model_class(config, train_data.dataset).to(config["device"])
+    if config.guider_settings is None and config.denoising_settings is None:
+        require_sampled_items(config, model)
     logger.info(model)
     # GUIDER reads content for its calibration: read now, bad content is an error before training
     wanted = "loaded_features" if config.guider_settings is None else "item_features"

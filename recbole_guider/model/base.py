@@ -19,6 +19,8 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from recbole_guider.errors import GuiderError
+
 _epoch_goes_on = False
 
 
@@ -34,6 +36,20 @@ def within_epoch() -> Iterator[None]:
         yield
     finally:
         _epoch_goes_on = before
+
+
+def require_sampled_items(config: Any, model: nn.Module) -> None:
+    """Raise where a model's own loss compares sampled items and the configuration samples none.
+
+    Raises:
+        GuiderError: ``train_neg_sample_args`` is none.
+    """
+    samples = isinstance(model, FactorisedRecommender) and model.compares_sampled_items
+    if samples and config["train_neg_sample_args"]["distribution"] == "none":
+        raise GuiderError(
+            f"train_neg_sample_args is none: the loss of {type(model).__name__} compares sampled items; give "
+            f"{{distribution: uniform, sample_num: 1}}."
+        )
 
 
 class SeededGenerators(nn.Module):

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from recbole_guider.errors import GuiderError
 from recbole_guider.model.accelerated import fastest
-from recbole_guider.model.base import Encoding, FactorisedRecommender
+from recbole_guider.model.base import Encoding, FactorisedRecommender, require_sampled_items
 from recbole_guider.parallel.batch import sum_of_parts, whole_batch
 from recbole_guider.settings import GuiderSettings
 from recbole_guider.teaching.dbpr import DBPR, PAIRS_OF_A_BATCH
@@ -190,14 +190,13 @@ class Guider(FactorisedRecommender):
                 f"guider.student_loss is dbpr: it needs scores of single pairs, and {self.backbone.__name__} gives "
                 f"whole rows only; use own."
             )
-        learners = [self.teacher] if self.teacher_learns_dbpr else []
-        learners += [self.student] if self.student_learns_dbpr else []
-        if config["train_neg_sample_args"]["distribution"] == "none":
-            for model in filter(_samples_beside_ranking, learners):
-                raise GuiderError(
-                    f"train_neg_sample_args is none: the loss of {type(model).__name__} compares sampled items; give "
-                    f"{{distribution: uniform, sample_num: 1}}."
-                )
+        learners = {self.student: self.student_learns_dbpr}
+        if self.teacher is not None:
+            learners[self.teacher] = self.teacher_learns_dbpr
+        for model, learns_dbpr in learners.items():
+            # DBPR draws its own, and what a model learns beside its ranking loss may need some
+            if not learns_dbpr or _samples_beside_ranking(model):
+                require_sampled_items(config, model)
         if settings.calibration.recalibrate_every and "calibration" not in self.parts.ignored:
             scoring = self.teacher_scoring
             if scoring is None or not scoring.factorised:

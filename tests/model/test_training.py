@@ -11,6 +11,7 @@ from resuming import assert_resumes_exactly
 
 from recbole_guider import list_models, load_data_and_model, run_recbole_guider
 from recbole_guider.config import GuiderConfig
+from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
 from recbole_guider.registry import get_model_class
 
@@ -108,3 +109,10 @@ RESUMED += [(f"GUIDER_{model}", DRAWING.get(model, {})) for model in ("BM3", "DG
 def test_a_killed_run_resumes_to_the_same_weights(model: str, changes: dict[str, Any], toy: dict[str, Any]) -> None:
     # killed after an odd number of epochs: LayerGCN prunes by turns
     assert_resumes_exactly(model, {**toy, **changes, "epochs": 4}, kill_after=0)
+
+
+@pytest.mark.parametrize("block", [False, {"student_loss": "own", "teacher": "BPR"}], ids=["plain", "GUIDER"])
+def test_a_loss_that_compares_sampled_items_says_so_before_training(block: Any, toy: dict[str, Any]) -> None:
+    settings = {**toy, "train_neg_sample_args": None, "guider": block}
+    with pytest.raises(GuiderError, match="train_neg_sample_args is none: the loss of VBPR compares sampled items"):
+        run_recbole_guider("VBPR", "toy", config_dict=settings)
