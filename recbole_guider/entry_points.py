@@ -3,9 +3,10 @@
 ``run_recbole``, ``objective_function``, ``load_data_and_model`` and the functions that people build scripts from
 (``Config``, ``create_dataset``, ``data_preparation``, ``get_model``, ``get_trainer``) each ask one question: is this
 run ours? It is, if its model is one of this package, a registered one, or has ``GUIDER_`` before its name, or if its
-settings have a block that is on: ``guider:``, ``denoising:`` or ``mirror_gradient:``. Then the function of this package
-does the work; otherwise RecBole's own does, unchanged. A script that is built of the latter functions finds its model
-and its trainer by the name of the model: what the name does not say, ``Config`` refuses.
+settings have a block that is on: ``guider:``, ``denoising:``, ``mirror_gradient:`` or ``noise:``, or an ``eval_mask:``.
+Then the function of this package does the work; otherwise RecBole's own does, unchanged. A script that is built of the
+latter functions finds its model and its trainer by the name of the model: what the name does not say, ``Config``
+refuses.
 
 Nothing of RecBole is copied. A function is wrapped in the module that defines it, right after that module has been
 imported (:func:`recbole_guider.compat.after_import`), so that whoever imports it from there gets the wrapped one, and
