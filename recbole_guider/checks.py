@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import recbole
-from pydantic import BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from recbole.evaluator import metric_types
 from recbole.evaluator.register import metric_information
 
@@ -68,8 +68,8 @@ _RECBOLES = _some(
         distribution=Literal["uniform", "popularity"],
     ),
     clip_grad_norm=dict[str, Any] | None,
-    eval_step=Natural,
-    stopping_step=Natural,
+    eval_step=int,
+    stopping_step=NonNegative,
     loss_decimal_place=Natural,
     metric_decimal_place=Natural,
     eval_batch_size=Count,
@@ -192,9 +192,20 @@ def parameter_settings(model: str) -> type[Settings]:
         ours, defaults = file.is_relative_to(properties_dir()), read_yaml(file)
         for key, comment in _LINE.findall(file.read_text("utf-8")):
             annotation = _annotation(comment, ours)
-            if annotation is not None:
-                fields[key] = annotation | None if defaults.get(key) is None else annotation
+            if annotation is None:
+                continue
+            annotation = annotation | None if defaults.get(key) is None else annotation
+            if _is_valid(annotation, defaults.get(key)):  # KGIN's comment calls a word a number
+                fields[key] = annotation
     return _some(f"{model}Settings", **fields)
+
+
+def _is_valid(annotation: Any, value: Any) -> bool:
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _annotation(comment: str, ours: bool) -> Any:
@@ -210,7 +221,7 @@ def _annotation(comment: str, ours: bool) -> Any:
     limits |= {"ge" if "=" in sign else "gt": float(low) for low, sign in re.findall(r"([\d.]+) (<=?) \.", comment)}
     limits |= {"le" if "=" in sign else "lt": float(high) for sign, high in re.findall(r"\. (<=?) ([\d.]+)", comment)}
     limits |= {"ge" if "=" in sign else "gt": float(low) for sign, low in re.findall(r"(>=?) ([\d.]+)", comment)}
-    union = None
+    union: Any = None
     for kind in kinds:
         part: Any = _TYPES[kind]
         if kind == "int":
@@ -219,7 +230,7 @@ def _annotation(comment: str, ours: bool) -> Any:
         elif kind == "float":
             part = Annotated[float, Field(allow_inf_nan=False, **limits)]
         union = part if union is None else union | part
-    return union
+    return union | None if "null" in names else union
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -229,14 +240,15 @@ _TEACHERS = (
     "learner", "learning_rate", "weight_decay", "clip_grad_norm", "train_batch_size", "train_neg_sample_args",
     "require_pow", "embedding_size", "loss_type",
 )
-#: How alike two names must be for one to be called a slip of the other.
-_ALIKE = 0.8
+#: How alike two names must be for one to be called a slip of the other; and in a file, which may hold anything, where
+#: there is no block under it.
+_ALIKE, _ALIKE_IN_FILES = 0.8, 0.88
 
 
-def _near(key: object, known: Iterable[str]) -> str | None:
+def _near(key: object, known: Iterable[str], alike: float = _ALIKE) -> str | None:
     by_lower = {name.lower(): name for name in known}
     written = str(key).lower().replace("-", "_")
-    near = difflib.get_close_matches(written, by_lower, n=1, cutoff=_ALIKE)
+    near = difflib.get_close_matches(written, by_lower, n=1, cutoff=alike)
     return by_lower[near[0]] if near else None
 
 
@@ -271,7 +283,8 @@ def unknown_keys(
     suspects = [key for key in suspects if key not in others and (of_model is None or key not in of_model)]
     notes = []
     for key in suspects:
-        near = _near(key, ours)
+        sure = key in given or isinstance(files.get(key), Mapping)
+        near = _near(key, ours, _ALIKE if sure else _ALIKE_IN_FILES)
         if near is not None:
             raise GuiderError(f"{key} is not a setting; did you mean {near}?")
         near = _near(key, known)
@@ -319,14 +332,14 @@ def _keys_in_code() -> frozenset[str]:
 
 @cache
 def _words_of(model_class: type) -> frozenset[str] | None:
-    """The quoted words in the source of a model and of what it derives from; None: there is no source to be had."""
+    """The quoted words in the modules of a model and of what it derives from; None: there is no source to be had."""
     words: set[str] = set()
-    for each in model_class.__mro__:
-        if each.__module__.partition(".")[0] in ("torch", "builtins"):
+    for module in {each.__module__ for each in model_class.__mro__}:
+        if module.partition(".")[0] in ("torch", "builtins"):
             continue
         try:
-            words.update(re.findall(r"[\"'](\w+)[\"']", inspect.getsource(each)))
-        except (OSError, TypeError):
+            words.update(re.findall(r"[\"'](\w+)[\"']", inspect.getsource(sys.modules[module])))
+        except (KeyError, OSError, TypeError):
             return None  # made in a console
     return frozenset(words)
 

@@ -232,13 +232,18 @@ class GuiderConfig(Config):
         self._unknown = unknown_keys(
             {**self.variable_config_dict, **self.cmd_config_dict}, self.file_config_dict,
             [*self.internal_config_dict, *(key for keys in self.parameters.values() for key in keys)],
-            self.parameters["Guider"], self._backbone_class,
+            (*BLOCKS, "eval_mask"), self._backbone_class,
         )
         self._apply_settings(final)
-        check_values(final, self._backbone_name)
+        # what a run was stored with, it ran with
+        given = {**self.variable_config_dict, **self.cmd_config_dict}
+        checked = final if self._stored is None else {key: final[key] for key in given if key in final}
+        check_values(checked, self._backbone_name)
         settings = self.guider_settings
-        if settings is not None and settings.schedule == "pretrained" and not final["eval_step"]:
-            raise GuiderError("eval_step is 0: with guider.schedule pretrained it must be 1 or more.")
+        if settings is not None and settings.schedule == "pretrained" and final["eval_step"] <= 0:
+            raise GuiderError(
+                f"eval_step is {final['eval_step']}: with guider.schedule pretrained it must be 1 or more."
+            )
         return final
 
     def _apply_settings(self, final: dict[str, Any]) -> None:
@@ -416,8 +421,8 @@ class GuiderConfig(Config):
             shared = {key: value for file in shared_properties() for key, value in read_yaml(file).items()}
             for file in model_properties(self._backbone_name):
                 for key, value in read_yaml(file).items():
-                    if final.get(key) == value:
-                        final[key] = shared.get(key)
+                    if key in shared and final[key] == value:
+                        final[key] = shared[key]
             for file in model_properties(name):
                 final.update(read_yaml(file))
             if "embedding_size" in self.final_config_dict:
@@ -522,10 +527,12 @@ def is_our_run(
     found = _asked_of_us(model, config_file_list, config_dict)
     if _is_on(found.get("guider")) or _is_on(found.get("mirror_gradient")) or changes_data(found):
         return True
+    denoising = found.get("denoising")
     try:
-        denoised = DenoisingSettings.from_block(found.get("denoising")) is not None
+        denoised = DenoisingSettings.from_block(denoising) is not None
     except GuiderError:
-        denoised = True  # the run says what is wrong with it
+        # the run says what is wrong with it, unless it is a parameter of somebody's model
+        denoised = isinstance(denoising, (str, Mapping))
     return denoised or is_ours(found["model"])
 
 
@@ -554,9 +561,9 @@ def check_known_by_name(
 def changes_data(settings: Mapping[str, Any]) -> bool:
     """Whether ``noise`` or ``eval_mask`` of these settings ask for other data than RecBole makes."""
     noise, mask = settings.get("noise"), settings.get("eval_mask")
-    if isinstance(noise, Mapping):
-        noise = any(noise.get(key) for key in ("recorded", *AMOUNTS))
-    return bool(noise) or mask not in (None, False, "recbole")
+    # a number may be a parameter of somebody's model
+    asked = isinstance(noise, Mapping) and any(noise.get(key) for key in ("recorded", *AMOUNTS))
+    return asked or mask not in (None, False, "recbole")
 
 
 def _is_on(block: Any) -> bool:

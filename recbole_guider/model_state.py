@@ -110,7 +110,11 @@ class PlainAttributes:
             for name, value in values.items():
                 current = vars(modules[path])[name]
                 if isinstance(current, np.ndarray):
-                    current[...] = value.cpu().numpy()
+                    value = value.cpu().numpy()
+                    if current.shape == value.shape:
+                        current[...] = value
+                    else:
+                        setattr(modules[path], name, value)
                 elif isinstance(current, Tensor) and current.shape == value.shape:
                     current.copy_(value)
                 else:

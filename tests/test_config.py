@@ -11,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recbole
 import torch
 from recbole.config import Config
 from recbole.model.general_recommender import BPR, LightGCN
 
 import recbole_guider.config as config_module
-from recbole_guider.checks import check_values, warn_once
+from recbole_guider.checks import check_values, model_properties, warn_once
 from recbole_guider.command_lines import run_command, split_files
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config import GuiderConfig, is_our_run
 from recbole_guider.errors import GuiderError
-from recbole_guider.registry import list_models
+from recbole_guider.registry import list_models, register_model
+from recbole_guider.resources import properties_dir
 from recbole_guider.settings import GuiderSettings, NoiseSettings
 from recbole_guider.sources import merge, parse_value
 from recbole_guider.yaml_files import read_yaml
@@ -680,6 +682,51 @@ def test_the_teacher_has_its_own_parameters(tmp_path):
     assert teacher.guider_settings is config.guider_settings
     teacher["eval_args"]["mode"] = "changed"
     assert config["eval_args"]["mode"] != "changed"
+
+
+def test_the_defaults_of_every_model_pass_its_own_checks():
+    folders = (Path(recbole.__file__).parent / "properties" / "model", properties_dir() / "model")
+    names = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+    assert len(names) > 80
+    for name in names:
+        defaults = {key: value for file in model_properties(name) for key, value in read_yaml(file).items()}
+        check_values(defaults, name)
+    check_values({"latent_size": None}, "MMGCN")
+    check_values({"eval_step": -1, "stopping_step": 1e9}, "BPR")
+
+
+def test_parameters_of_other_models_in_a_file_are_no_slips(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("denoise: true\nnoisy: 1\nnoise_p: 0.1\ndevice_id: 0\nbackbones: [a]\n")
+    GuiderConfig("LightGCN", "toy", [str(file)], command_line=[])
+    file.write_text("modalites: {image: image.npy}\n")
+    with pytest.raises(GuiderError, match="did you mean modalities"):
+        GuiderConfig("LightGCN", "toy", [str(file)], command_line=[])
+
+
+def test_a_stored_configuration_is_not_judged_again():
+    plain = GuiderConfig("BPR", "toy", command_line=[]).to_plain()
+    assert GuiderConfig.from_plain({**plain, "stopping_step": "many"})["stopping_step"] == "many"
+    with pytest.raises(GuiderError, match="epochs is 'many'"):
+        GuiderConfig.from_plain(plain, overrides={"epochs": "many"})
+
+
+def test_a_teacher_without_a_property_file_has_the_backbones_parameters():
+    class Plainer(LightGCN):
+        pass
+
+    register_model(Plainer)
+    settings = {"guider": {"teacher": "Plainer"}, "n_layers": 2, "reg_weight": 1e-5}
+    teacher = GuiderConfig("LightGCN", "toy", config_dict=settings, command_line=[]).teacher_config()
+    assert (teacher["n_layers"], teacher["reg_weight"]) == (2, 1e-5)
+
+
+def test_a_number_called_noise_is_a_parameter_of_somebodys_model():
+    for settings, ours in (
+        ({"noise": 0.1}, False), ({"denoising": True}, False),
+        ({"noise": {"deleted": 0.1}}, True), ({"denoising": "x"}, True),
+    ):
+        assert is_our_run("BPR", "toy", None, settings) is ours
 
 
 def test_what_a_backbone_has_by_default_is_not_its_teachers():
