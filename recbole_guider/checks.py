@@ -119,16 +119,24 @@ def _check_metric(key: str, metric: str) -> None:
         )
 
 
+def measured(config: Any) -> dict[str, bool]:
+    """What an evaluation gives, such as ``recall@20`` -> whether it has a value for each user."""
+    results: dict[str, bool] = {}
+    for metric in map(str.lower, config["metrics"]):
+        needs = set(metric_information[metric])
+        # the metrics of whole lists are cut, too
+        names = [f"{metric}@{k}" for k in config["topk"]] if needs & {"rec.topk", "rec.items"} else [metric]
+        results |= dict.fromkeys(names, "rec.topk" in needs)
+    return results
+
+
 def check_valid_metric(config: Any) -> None:
     """Raise unless ``valid_metric`` is among the results of an evaluation.
 
     Raises:
         GuiderError: it is not; the message has what is.
     """
-    results = []
-    for metric in map(str.lower, config["metrics"]):
-        at_k = {"rec.topk", "rec.items"} & set(metric_information[metric])
-        results += [f"{metric}@{k}" for k in config["topk"]] if at_k else [metric]
+    results = measured(config)
     if config["valid_metric"].lower() not in results:
         raise GuiderError(
             f"valid_metric is {config['valid_metric']}, which metrics and topk do not give: it must be one of "

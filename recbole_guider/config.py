@@ -228,15 +228,15 @@ class GuiderConfig(Config):
                 if block is not None and block is not False
             }
         final["backbone"] = self._backbone_name
+        given = {**self.variable_config_dict, **self.cmd_config_dict}
         # before values: a slip in the name of a block leaves it out
         self._unknown = unknown_keys(
-            {**self.variable_config_dict, **self.cmd_config_dict}, self.file_config_dict,
+            given, self.file_config_dict,
             [*self.internal_config_dict, *(key for keys in self.parameters.values() for key in keys)],
             (*BLOCKS, "eval_mask"), self._backbone_class,
         )
         self._apply_settings(final)
         # what a run was stored with, it ran with
-        given = {**self.variable_config_dict, **self.cmd_config_dict}
         checked = final if self._stored is None else {key: final[key] for key in given if key in final}
         check_values(checked, self._backbone_name)
         settings = self.guider_settings

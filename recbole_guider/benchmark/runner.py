@@ -201,6 +201,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
     from those that run beside this one.
     """
     for left in folder.glob(".running-*"):
+        # a timeout: it is in use; the others: a file system without locks, where nobody can tell
         with suppress(Timeout, OSError, NotImplementedError), FileLock(left / "lock", 0, fallback_to_soft=False):
             shutil.rmtree(left, ignore_errors=True)
     scratch = folder.resolve() / f".running-{secrets.token_hex(4)}"

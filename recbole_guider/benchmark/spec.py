@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from recbole.evaluator.base_metric import TopkMetric
-from recbole.evaluator.register import metrics_dict
 
 from recbole_guider.benchmark.data import DataFiles, data_files
-from recbole_guider.checks import check_valid_metric
+from recbole_guider.checks import check_valid_metric, measured
 from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.errors import GuiderError
@@ -172,29 +170,15 @@ def _check(cell: Cell, metrics: Iterable[str]) -> None:
     if config["epochs"] < 1:
         raise GuiderError(f"epochs is {config['epochs']}: a run that is compared must train.")
     check_valid_metric(config)
-    measured = _measured(config)
+    per_user = [name for name, is_per_user in measured(config).items() if is_per_user]
     for metric in metrics:
-        if not measured.get(metric, False):
-            per_user = [name for name, is_per_user in measured.items() if is_per_user]
+        if metric not in per_user:
             near = difflib.get_close_matches(metric, per_user, n=1)
             guess = f"; did you mean {near[0]}?" if near else "."
             raise GuiderError(
                 f"spec.metrics names {metric!r}, which the run does not report for each user{guess} Its settings "
                 f"metrics and topk give {', '.join(per_user) or 'none'}."
             )
-
-
-def _measured(config: GuiderConfig) -> dict[str, bool]:
-    """What a run measures (``recall@20``) -> whether it does so for each user."""
-    measured: dict[str, bool] = {}
-    for name in config["metrics"]:
-        kind = metrics_dict[name.lower()]
-        per_user = issubclass(kind, TopkMetric)
-        # the metrics of whole lists are cut, too
-        is_cut = per_user or "rec.items" in kind.metric_need
-        names = [f"{name.lower()}@{k}" for k in config["topk"]] if is_cut else [name.lower()]
-        measured |= dict.fromkeys(names, per_user)
-    return measured
 
 
 def _representatives(cells: Iterable[Cell]) -> Iterator[Cell]:
