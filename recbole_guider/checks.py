@@ -114,7 +114,7 @@ def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
 def _check_metric(key: str, metric: str) -> None:
     if metric.lower() not in metric_types:
         raise GuiderError(
-            f"{key} names {metric!r}, which is no metric of RecBole{_guess(metric, metric_types)} Allowed: "
+            f"{key} names {metric!r}, which is no metric of RecBole{did_you_mean(metric, metric_types)} Allowed: "
             f"{', '.join(metric_types)}."
         )
 
@@ -260,8 +260,9 @@ def _near(key: object, known: Iterable[str], alike: float = _ALIKE) -> str | Non
     return by_lower[near[0]] if near else None
 
 
-def _guess(key: object, known: Iterable[str]) -> str:
-    near = _near(key, known)
+def did_you_mean(key: object, known: Iterable[str], alike: float = _ALIKE) -> str:
+    """How a sentence about a name that does not exist ends: with the nearest one that does, or with a full stop."""
+    near = _near(key, known, alike)
     return "." if near is None else f"; did you mean {near}?"
 
 
@@ -316,7 +317,7 @@ def check_teacher_parameters(given: Mapping[str, Any], teacher: str, teacher_cla
     for key in given:
         if key not in known | _keys_in_properties() and of_model is not None and key not in of_model:
             raise GuiderError(
-                f"guider.teacher_parameters.{key} is not a parameter of {teacher}{_guess(key, known)} Allowed: "
+                f"guider.teacher_parameters.{key} is not a parameter of {teacher}{did_you_mean(key, known)} Allowed: "
                 f"{', '.join(sorted(known))}."
             )
     check_values(given, teacher, "guider.teacher_parameters")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from recbole_guider.benchmark.data import DataFiles, data_files
-from recbole_guider.checks import check_valid_metric, measured
+from recbole_guider.checks import check_valid_metric, did_you_mean, measured
 from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.errors import GuiderError
@@ -29,6 +28,8 @@ from recbole_guider.yaml_files import read_yaml
 _QUIET = {"state": "ERROR", "show_progress": False}
 #: The dimensions of a benchmark, which together name a run.
 _DIMENSIONS = ("dataset", "model", "method", "noise", "seed")
+#: How alike a misspelt name of a spec and the one that is meant are.
+_ALIKE = 0.6
 
 #: Settings that say where a run works and what it shows, not what it computes.
 _PLACES = {
@@ -173,11 +174,10 @@ def _check(cell: Cell, metrics: Iterable[str]) -> None:
     per_user = [name for name, is_per_user in measured(config).items() if is_per_user]
     for metric in metrics:
         if metric not in per_user:
-            near = difflib.get_close_matches(metric, per_user, n=1)
-            guess = f"; did you mean {near[0]}?" if near else "."
             raise GuiderError(
-                f"spec.metrics names {metric!r}, which the run does not report for each user{guess} Its settings "
-                f"metrics and topk give {', '.join(per_user) or 'none'}."
+                f"spec.metrics names {metric!r}, which the run does not report for each user"
+                f"{did_you_mean(metric, per_user, _ALIKE)} Its settings metrics and topk give "
+                f"{', '.join(per_user) or 'none'}."
             )
 
 
@@ -339,8 +339,7 @@ def _rules(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     for rule in rules:
         for key, value in rule.items():
             if key not in known:
-                near = difflib.get_close_matches(str(key), _DIMENSIONS, n=1)
-                guess = f"; did you mean {near[0]}?" if near else "."
+                guess = did_you_mean(key, _DIMENSIONS, _ALIKE)
                 raise GuiderError(f"spec.skip names {key!r}{guess} Allowed: {', '.join(_DIMENSIONS)}.")
             if (value if key == "seed" else str(value)) not in known[key]:
                 raise GuiderError(
