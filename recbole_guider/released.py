@@ -127,15 +127,13 @@ class ReleasedDistiller(Distiller):
     out.
     """
 
-    def __init__(
-        self, settings: GuiderSettings, student: Scoring, teacher: Scoring, unit_length: bool, seed: int
-    ) -> None:
+    def __init__(self, settings: GuiderSettings, student: Scoring, teacher: Scoring, seed: int) -> None:
         if student.kind == CANDIDATES:
             raise GuiderError(
                 f"guider.variant is released: it compares whole score rows, and {student.name} scores pairs; use "
                 f"project."
             )
-        super().__init__(settings, student, teacher, unit_length, seed)
+        super().__init__(settings, student, teacher, seed)
 
     def due(self) -> bool:
         return True

@@ -165,6 +165,13 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
             rows.append(items.index_select(0, interaction[self.NEG_ITEM_ID]))
         return rows
 
+    def compare_by_cosines(self) -> None:
+        """Scores are going to be cosines: the softmax loss takes the place of the ranking loss. Called once, before
+        training.
+
+        A model whose vectors have no negative entries changes that here, since all their cosines are alike.
+        """
+
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """User matrix ``[n_users, d]`` and item matrix ``[n_items, d]`` of :meth:`encode`."""
         encoding = self.encode()

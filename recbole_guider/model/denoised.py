@@ -71,7 +71,10 @@ class Denoised(FactorisedRecommender):
             what = f"the method {self.settings.method}" if method.needs_matrices else "loss_form: softmax"
             raise GuiderError(f"denoising: {what} needs user and item matrices, which {name} does not have.")
         self._reader: _ScoreReader | None = None
-        if not isinstance(self.recommender, FactorisedRecommender):
+        if isinstance(self.recommender, FactorisedRecommender):
+            if self.settings.form == "softmax":
+                self.recommender.compare_by_cosines()
+        else:
             self._reader = _read_scores(self.recommender, name, self.settings.method)
         self.label_field: str = config["LABEL_FIELD"]
         self.generator("shared negatives", config["seed"] + 1)

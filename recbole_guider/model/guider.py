@@ -13,7 +13,6 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.general_recommender import BPR
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from recbole_guider.errors import GuiderError
 from recbole_guider.model.accelerated import fastest
@@ -72,12 +71,13 @@ class Guider(FactorisedRecommender):
         self.dbpr = DBPR(
             self.settings.dbpr, users, items, self.n_users, self.n_items, (self.USER_ID, self.ITEM_ID), seed
         )
+        learners = ((self.student_scoring, self.student_learns_dbpr), (self.teacher_scoring, self.teacher_learns_dbpr))
+        for scoring, learns_dbpr in learners:
+            if scoring is not None and learns_dbpr and self.dbpr.unit_length:
+                scoring.compare_by_cosines()
         self.distiller = None
         if self.teacher_scoring is not None:
-            unit_length = self.teacher_learns_dbpr and self.dbpr.unit_length
-            self.distiller = self.parts.distiller(
-                self.settings, self.student_scoring, self.teacher_scoring, unit_length, seed
-            )
+            self.distiller = self.parts.distiller(self.settings, self.student_scoring, self.teacher_scoring, seed)
         #: losses of the latest batch, and their sums since :meth:`begin_epoch`, by name
         self.last_losses: dict[str, float] = {}
         self.epoch_losses: dict[str, float] = {}
@@ -372,32 +372,28 @@ class Guider(FactorisedRecommender):
     # -- scoring --------------------------------------------------------------------------------------------------
 
     @property
-    def _predicting(self) -> tuple[Scoring, bool]:
-        """How the model that predicts scores, and whether by cosines."""
-        if self._teacher_scores:
-            assert self.teacher_scoring is not None
-            return self.teacher_scoring, self.teacher_learns_dbpr and self.dbpr.unit_length
-        return self.student_scoring, self.student_learns_dbpr and self.dbpr.unit_length
+    def _predicting(self) -> Scoring:
+        """How the model that predicts scores."""
+        if not self._teacher_scores:
+            return self.student_scoring
+        assert self.teacher_scoring is not None
+        return self.teacher_scoring
 
     def encode(self) -> Encoding:
         """The matrices that predict: the student's, or the teacher's within :meth:`scored_by_teacher`."""
-        scoring, unit_length = self._predicting
-        users, items = scoring.matrices()
-        return Encoding(normalize(users, dim=1), normalize(items, dim=1)) if unit_length else Encoding(users, items)
+        return Encoding(*self._predicting.matrices())
 
     def predict(self, interaction: Interaction) -> Tensor:
-        scoring, unit_length = self._predicting
+        scoring = self._predicting
         if not scoring.factorised:
             return scoring.model.predict(interaction)
-        scores = super().predict(interaction)
-        return scores if unit_length else scoring.link(scores)
+        return scoring.link(super().predict(interaction))
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        scoring, unit_length = self._predicting
+        scoring = self._predicting
         if not scoring.factorised:
             return scoring.model.full_sort_predict(interaction)
-        scores = super().full_sort_predict(interaction)
-        return scores if unit_length else scoring.link(scores)
+        return scoring.link(super().full_sort_predict(interaction))
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -56,6 +57,9 @@ class MVGAE(FactorisedRecommender):
     items, and compares sigmoids of scores; the authors' code, as here, does neither. MMRec's negatives are those
     of ``negatives: batch``; the authors' are the user's own.
 
+    Where scores are cosines (GUIDER's DBPR, the softmax loss of ``denoising``) U and V are z: a sigmoid leaves no
+    negative entry, and vectors without any all point the same way.
+
     An item without content in a modality has no Gaussian there: it is a factor of no product and a part of no loss
     term. Encoders see it as a node that starts from the zero vector.
 
@@ -98,6 +102,11 @@ class MVGAE(FactorisedRecommender):
         self.register_buffer("described", torch.stack(nodes), persistent=False)
 
     described: Tensor
+
+    def compare_by_cosines(self) -> None:
+        if self.sigmoid:
+            getLogger().info("MVGAE is scored by cosines: its vectors do not pass a sigmoid.")
+        self.sigmoid = False
 
     def encode(self) -> Encoding:
         gaussians = []

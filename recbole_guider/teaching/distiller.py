@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from recbole_guider.distill import (
     CatalogueMoments,
@@ -34,17 +33,14 @@ class Distiller(SeededGenerators):
     Args:
         settings: of the whole guider block.
         student, teacher: how the two score.
-        unit_length: whether a factorised teacher is scored by cosines.
         seed: of the drawn users and items, which have a generator each.
     """
 
-    def __init__(
-        self, settings: GuiderSettings, student: Scoring, teacher: Scoring, unit_length: bool, seed: int
-    ) -> None:
+    def __init__(self, settings: GuiderSettings, student: Scoring, teacher: Scoring, seed: int) -> None:
         super().__init__()
         self.settings = settings.distillation
         self.temperature = settings.dbpr.temperature
-        self.student, self.teacher, self.unit_length = student, teacher, unit_length
+        self.student, self.teacher = student, teacher
         self.n_items: int = student.model.n_items
         self.exact = CANDIDATES not in (student.kind, teacher.kind)
         for name in ("users", "candidates"):
@@ -69,8 +65,6 @@ class Distiller(SeededGenerators):
         if self.teacher.kind == FACTORISED:
             with as_in_evaluation(self.teacher.model):
                 users, items = self.teacher.matrices()
-            if self.unit_length:
-                users, items = normalize(users, dim=1), normalize(items, dim=1)
             self.teacher_matrices = users, items
             self._moments = catalogue_moments(items[1:], self.settings.cost)
 
@@ -109,7 +103,7 @@ class Distiller(SeededGenerators):
     def _student_factors(self, encoding: Encoding | None, users: Tensor) -> tuple[Tensor, Tensor]:
         if self.student.kind == ROWS:
             return explicit(self.student.rows(users)[:, 1:])
-        factors = self.student.factors(encoding)
+        factors = self.student.scored_factors(encoding)
         return factors.users(users), factors.items[1:]
 
     @torch.no_grad()

@@ -176,6 +176,8 @@ class Scoring:
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
         self.kind = scoring_kind(type(model))
+        #: whether what counts are the cosines of the factors' rows; see :meth:`compare_by_cosines`
+        self.by_cosines = False
         self._product = _PRODUCTS.get(_definer(type(model), "full_sort_predict"))
         if self.kind != FACTORISED and _looks_like_a_graph_model(model):
             self._product = _Product(_forward)
@@ -192,8 +194,16 @@ class Scoring:
         """The model's class name."""
         return type(self.model).__name__
 
+    def compare_by_cosines(self) -> None:
+        """From here on the scores of a factorised model are cosines: it is going to be trained by them."""
+        if not self.factorised:
+            return
+        self.by_cosines = True
+        if isinstance(self.model, FactorisedRecommender):
+            self.model.compare_by_cosines()
+
     def factors(self, encoding: Encoding | None = None) -> Factors:
-        """The two factors, with gradients; only of a factorised model.
+        """The two factors as the model makes them, with gradients; only of a factorised model.
 
         Args:
             encoding: what ``model.encode()`` gave for this batch, so that it is not computed again.
@@ -204,15 +214,29 @@ class Scoring:
         assert self._product is not None, "only called for models whose scores factorise"
         return self._product.factors(self.model)
 
+    def scored_factors(self, encoding: Encoding | None = None) -> Factors:
+        """The two factors whose product is what the model is scored by: of unit length where that are cosines.
+
+        Args:
+            encoding: as of :meth:`factors`.
+        """
+        factors = self.factors(encoding)
+        if not self.by_cosines:
+            return factors
+        return Factors(lambda users: normalize(factors.users(users), dim=1), normalize(factors.items, dim=1))
+
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """U [n_users, d] and V [n_items, d] of a factorised model, all users at once; meant for ``no_grad``."""
-        factors = self.factors()
+        """U [n_users, d] and V [n_items, d] that a factorised model is scored by, all users at once; meant for
+        ``no_grad``."""
+        factors = self.scored_factors()
         ids = torch.arange(self.model.n_users, device=factors.items.device)
         return torch.cat([factors.users(part) for part in ids.split(_USERS_AT_ONCE)]), factors.items
 
     def link(self, products: Tensor) -> Tensor:
-        """From products of the factors to the scores that the model itself gives (a sigmoid, or nothing)."""
-        return products if self._product is None or self._product.link is None else self._product.link(products)
+        """From products of the matrices to the scores that the model itself gives (a sigmoid, or nothing)."""
+        if self.by_cosines or self._product is None or self._product.link is None:
+            return products
+        return self._product.link(products)
 
     def rows(self, users: Tensor) -> Tensor:
         """Scores [B, n_items] of users int64 [B], by the model's ``full_sort_predict`` as its parameters are now."""
@@ -228,7 +252,7 @@ class Scoring:
     def chosen(self, users: Tensor, items: Tensor, encoding: Encoding | None = None) -> Tensor:
         """Scores [B, C] of users [B] for items [B, C], by the shortest way that the model has."""
         if self.kind == FACTORISED:
-            factors = self.factors(encoding)
+            factors = self.scored_factors(encoding)
             return (factors.users(users).unsqueeze(1) * factors.items[items]).sum(dim=2)
         if self.kind == ROWS:
             return self.rows(users).gather(1, items)

@@ -175,3 +175,25 @@ def test_settings_that_cannot_be(toy: dict[str, Any]) -> None:
         (key, value), = changes.items()
         with pytest.raises(GuiderError, match=f"{key} is {value!r}"):
             built("MVGAE", toy, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cosines"),
+    [
+        ({"guider": True}, True),
+        ({"guider": {"student_loss": "own"}}, False),
+        ({"guider": {"dbpr": {"form": "pairwise"}}}, False),
+        ({"guider": {"teacher": "MVGAE", "student_loss": "own"}}, False),
+        ({"denoising": {"method": "none", "loss_form": "softmax"}}, True),
+        ({"denoising": "t-bpr"}, False),
+    ],
+)
+def test_cosines_are_those_of_vectors_without_a_sigmoid(
+    changes: dict[str, Any], cosines: bool, toy: dict[str, Any]
+) -> None:
+    model, _ = built("MVGAE", toy, **changes)
+    users, items = model.eval().embeddings()
+    assert bool((users[1:] < 0).any()) is bool((items[1:] < 0).any()) is cosines
+    if getattr(model, "teacher", None) is not None:
+        teacher_users, teacher_items = model.teacher.eval().embeddings()
+        assert (teacher_users[1:] < 0).any() and (teacher_items[1:] < 0).any()

@@ -67,6 +67,34 @@ def test_distillation_is_the_transport_cost_of_whole_rows(student: str, teacher:
     torch.testing.assert_close(got.double(), (plan * cost).sum(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("student", ["BPR", "DMF", "FREEDOM", "MVGAE"])
+@pytest.mark.parametrize("student_loss", ["own", "dbpr"])
+@pytest.mark.parametrize("objective", ["ot", "kl"])
+def test_distillation_compares_the_rows_that_rank(
+    student: str, student_loss: str, objective: str, toy: dict[str, Any]
+) -> None:
+    block = {"plan": "identity", "objective": objective}
+    model, _ = prepared(f"GUIDER_{student}", toy, student_loss=student_loss, distillation=block)
+    users = torch.arange(1, 11)
+    with torch.no_grad():
+        got = model.distiller.loss(None, users)
+        rows = [all_scores(model, users).double()]
+        with model.scored_by_teacher():
+            rows.append(all_scores(model, users).double())
+        if student_loss == "own" and student == "DMF":
+            rows[0] = rows[0].logit()  # a sigmoid of the product
+        if objective == "ot":
+            unit = [normalize(row - row.mean(dim=1, keepdim=True), dim=1) for row in rows]
+            expected = (1 - (unit[0] * unit[1]).sum(dim=1)).mean()
+        else:
+            # 40 items are fewer than are drawn, and all of them are among the teacher's best
+            twice = [torch.cat([row.gather(1, rows[1].argsort(dim=1, descending=True)), row], dim=1) for row in rows]
+            tau = model.settings.dbpr.temperature
+            target = (twice[1] / tau).softmax(dim=1)
+            expected = tau**2 * (target * (target.log() - (twice[0] / tau).log_softmax(dim=1))).sum(dim=1).mean()
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_pairs_are_compared_on_drawn_items(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distiller_module, "N_CANDIDATES", 7)
     model, _ = prepared("GUIDER_NeuMF", toy)
