@@ -15,6 +15,7 @@ from recbole_guider import compat
 
 compat.apply()  # before a test module takes names out of RecBole's modules
 
+from recbole_guider import registry  # noqa: E402
 from recbole_guider.calibration import calibrate_dataset  # noqa: E402
 
 # A shell starts background jobs with SIGINT ignored, and their children inherit that: tests press Ctrl-C.
@@ -25,8 +26,12 @@ N_USERS, N_ITEMS, N_TASTES = 60, 40, 4
 
 @pytest.fixture(autouse=True)
 def _in_a_directory_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs write logs and checkpoints to the current directory; no test may see another's, or our command line."""
+    """Runs write logs and checkpoints to the current directory; no test may see another's, or our command line.
+
+    Nor the models that another has registered.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     monkeypatch.setattr("sys.argv", ["pytest"])
     threads, level = torch.get_num_threads(), logging.getLogger().level
     torch.set_num_threads(1)
