@@ -111,12 +111,9 @@ class PlainAttributes:
                 current = vars(modules[path])[name]
                 if isinstance(current, np.ndarray):
                     value = value.cpu().numpy()
-                    if current.shape == value.shape:
-                        current[...] = value
-                    else:
-                        setattr(modules[path], name, value)
-                elif isinstance(current, Tensor) and current.shape == value.shape:
-                    current.copy_(value)
+                # in place: others may hold the same array
+                if isinstance(current, (np.ndarray, Tensor)) and current.shape == value.shape:
+                    current[...] = value
                 else:
                     setattr(modules[path], name, value)
 

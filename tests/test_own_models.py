@@ -57,11 +57,6 @@ class OwnPairs(GeneralRecommender):
         return torch.nn.functional.binary_cross_entropy_with_logits(self.predict(interaction), interaction["label"])
 
 
-@pytest.fixture(autouse=True)
-def _known_models_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_registered", {})
-
-
 def test_the_page_runs() -> None:
     (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "page"}

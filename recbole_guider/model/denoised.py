@@ -11,7 +11,6 @@ from recbole.model.general_recommender.convncf import ConvNCFBPRLoss
 from recbole.model.loss import BPRLoss
 from recbole.utils import InputType
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from recbole_guider.denoising.base import Context, Sample, SharedNegatives, pair_scores
 from recbole_guider.denoising.methods import METHODS
@@ -71,10 +70,9 @@ class Denoised(FactorisedRecommender):
             what = f"the method {self.settings.method}" if method.needs_matrices else "loss_form: softmax"
             raise GuiderError(f"denoising: {what} needs user and item matrices, which {name} does not have.")
         self._reader: _ScoreReader | None = None
-        if isinstance(self.recommender, FactorisedRecommender):
-            if self.settings.form == "softmax":
-                self.recommender.compare_by_cosines()
-        else:
+        if self.settings.form == "softmax":
+            self.scoring.compare_by_cosines()
+        if not isinstance(self.recommender, FactorisedRecommender):
             self._reader = _read_scores(self.recommender, name, self.settings.method)
         self.label_field: str = config["LABEL_FIELD"]
         self.generator("shared negatives", config["seed"] + 1)
@@ -100,10 +98,10 @@ class Denoised(FactorisedRecommender):
         return width
 
     def _encoding(self) -> Encoding:
-        """The matrices of a backbone whose scores factorise."""
+        """The matrices that a backbone whose scores factorise makes."""
         if isinstance(self.recommender, FactorisedRecommender):
             return self.recommender.encode()
-        return Encoding(*self.scoring.matrices())
+        return Encoding(*self.scoring.whole(self.scoring.factors()))
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -177,10 +175,7 @@ class Denoised(FactorisedRecommender):
 
     def encode(self) -> Encoding:
         """The matrices that predict: the backbone's, of unit length after the softmax form."""
-        encoding = self._encoding()
-        if self.settings.form != "softmax":
-            return encoding
-        return Encoding(normalize(encoding.users, dim=1), normalize(encoding.items, dim=1))
+        return Encoding(*self.scoring.matrices())
 
     def predict(self, interaction: Interaction) -> Tensor:
         return super().predict(interaction) if self.factorises else self.recommender.predict(interaction)

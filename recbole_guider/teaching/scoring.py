@@ -215,7 +215,7 @@ class Scoring:
         return self._product.factors(self.model)
 
     def scored_factors(self, encoding: Encoding | None = None) -> Factors:
-        """The two factors whose product is what the model is scored by: of unit length where that are cosines.
+        """The two factors whose product is what the model is scored by: of unit length where those are cosines.
 
         Args:
             encoding: as of :meth:`factors`.
@@ -228,7 +228,10 @@ class Scoring:
     def matrices(self) -> tuple[Tensor, Tensor]:
         """U [n_users, d] and V [n_items, d] that a factorised model is scored by, all users at once; meant for
         ``no_grad``."""
-        factors = self.scored_factors()
+        return self.whole(self.scored_factors())
+
+    def whole(self, factors: Factors) -> tuple[Tensor, Tensor]:
+        """Both matrices of these factors, all users at once."""
         ids = torch.arange(self.model.n_users, device=factors.items.device)
         return torch.cat([factors.users(part) for part in ids.split(_USERS_AT_ONCE)]), factors.items
 
