@@ -1,9 +1,9 @@
 """Distillation of a teacher's rankings: optimal transport between score rows, and KL, as pure functions.
 
-Student scores are U V^T and teacher scores U' V'^T, for the B users of a batch over all n items. No B x n
-matrix is ever
-built: every quantity follows from the d x d matrices V^T V, V'^T V' and V^T V'. The two models may have
-different d. The definitions are this project's.
+Student scores are U V^T and teacher scores U' V'^T, for the B users of a batch over all n items. For the costs
+``cosine`` and ``scores`` no B x n matrix is ever built: every quantity follows from the d x d matrices V^T V, V'^T V'
+and V^T V'; ``kl``, which needs the softmax of every row, holds two of them. The two models may have different d. The
+definitions are this project's.
 """
 
 from __future__ import annotations
@@ -19,21 +19,26 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from recbole_guider.errors import GuiderError
+from recbole_guider.losses import soft_negative
 
 __all__ = [
     "COSTS",
     "PLANS",
     "CatalogueMoments",
+    "ItemsOrMoments",
     "catalogue_moments",
     "diagonal_cost",
     "kl_distillation_loss",
     "min_norm_weights",
     "ot_distillation_loss",
+    "reusable",
     "score_cost",
     "transport_plan",
 ]
 
-COSTS = ("cosine", "scores")
+COSTS = ("cosine", "scores", "kl")
+# Those that follow from Gram matrices.
+_GRAM_COSTS = ("cosine", "scores")
 PLANS = ("anchored", "batch", "identity")
 
 # Above this ratio of the largest reduced cost to epsilon the kernel exp(-C / epsilon) leaves float64's
@@ -88,15 +93,14 @@ def catalogue_moments(items: Tensor, cost: str = "cosine") -> CatalogueMoments:
 
     Args:
         items: V, floats [n, d]; half precision is computed in float32.
-        cost: ``cosine`` or ``scores``.
+        cost: ``cosine`` or ``scores``; ``kl`` has none.
 
     Raises:
-        GuiderError: if the cost is unknown or V is not a matrix with at least one row.
+        GuiderError: if the cost has no moments or V is not a matrix with at least one row.
     """
-    if cost not in COSTS:
-        raise GuiderError(f"cost must be one of {', '.join(COSTS)}, not {cost!r}.")
-    if items.dim() != 2 or items.shape[0] == 0:
-        raise GuiderError(f"Item embeddings must be a matrix [items, dimensions], not {tuple(items.shape)}.")
+    if cost not in _GRAM_COSTS:
+        raise GuiderError(f"Only the costs {' and '.join(_GRAM_COSTS)} have moments, not {cost!r}.")
+    _check_items(items)
     with torch.autocast(items.device.type, enabled=False):
         items = _float(items)
         eps = torch.finfo(items.dtype).eps
@@ -109,7 +113,15 @@ def catalogue_moments(items: Tensor, cost: str = "cosine") -> CatalogueMoments:
     return CatalogueMoments(cost, items, gram, floor)
 
 
-def _moments(items: Tensor | CatalogueMoments, cost: str) -> CatalogueMoments:
+def _check_items(items: Tensor) -> None:
+    if items.dim() != 2 or items.shape[0] == 0:
+        raise GuiderError(f"Item embeddings must be a matrix [items, dimensions], not {tuple(items.shape)}.")
+
+
+ItemsOrMoments: TypeAlias = Tensor | CatalogueMoments
+
+
+def _moments(items: ItemsOrMoments, cost: str) -> CatalogueMoments:
     if not isinstance(items, CatalogueMoments):
         return catalogue_moments(items, cost)
     if items.cost != cost:
@@ -117,25 +129,97 @@ def _moments(items: Tensor | CatalogueMoments, cost: str) -> CatalogueMoments:
     return items
 
 
-ItemsOrMoments: TypeAlias = Tensor | CatalogueMoments
+def reusable(items: ItemsOrMoments, cost: str) -> ItemsOrMoments:
+    """What to pass in place of an item matrix [n, d] that several costs share: its moments, where the cost has some."""
+    return _moments(items, cost) if cost in _GRAM_COSTS else items
 
 
-def _prepare(
-    users: Tensor, items: ItemsOrMoments, users_teacher: Tensor, items_teacher: ItemsOrMoments, cost: str
-) -> tuple[Tensor, CatalogueMoments, Tensor, CatalogueMoments]:
+class _ByGram:
+    """Two models' score rows compared through Gram matrices."""
+
+    def __init__(
+        self, users: Tensor, items: ItemsOrMoments, users_teacher: Tensor, items_teacher: ItemsOrMoments, cost: str
+    ) -> None:
+        self.student, self.teacher = _moments(items, cost), _moments(items_teacher, cost)
+        _check_pair(users, self.student.items, users_teacher, self.teacher.items)
+        self.u, self.t = _float(users), _float(users_teacher)
+
+    def matrix(self) -> Tensor:
+        u, t, student, teacher = self.u, self.t, self.student, self.teacher
+        projected = u @ (student.items.T @ teacher.items)
+        if student.cost == "cosine":
+            projected = projected * student.inverse_length(u)[:, None]
+            return 1 - projected @ (t * teacher.inverse_length(t)[:, None]).T
+        squares = student.squared_length(u)[:, None] + teacher.squared_length(t)[None, :]
+        return torch.addmm(squares, projected, t.T, alpha=-2) / student.n_items
+
+    def diagonal(self) -> Tensor:
+        u, t, student, teacher = self.u, self.t, self.student, self.teacher
+        product = ((u @ (student.items.T @ teacher.items)) * t).sum(1)
+        if student.cost == "cosine":
+            return 1 - product * student.inverse_length(u) * teacher.inverse_length(t)
+        return (student.squared_length(u) + teacher.squared_length(t) - 2 * product) / student.n_items
+
+
+class _ByKL:
+    """Two models' score rows compared as distributions over the items.
+
+    KL(p_b || softmax(s_a / T)) = log sum_i exp(s_ai / T) - <u_a, V^T p_b> / T - H(p_b): one row of numbers for each of
+    the student's users, one for each of the teacher's, and a product of d-dimensional vectors between them.
+    """
+
+    def __init__(
+        self, users: Tensor, items: ItemsOrMoments, users_teacher: Tensor, items_teacher: ItemsOrMoments,
+        temperature: float,
+    ) -> None:
+        if isinstance(items, CatalogueMoments) or isinstance(items_teacher, CatalogueMoments):
+            raise GuiderError("Cost 'kl' takes the item matrices themselves, not moments.")
+        if not temperature > 0:
+            raise GuiderError(f"temperature must be above 0, not {temperature}.")
+        _check_items(items)
+        _check_items(items_teacher)
+        _check_pair(users, items, users_teacher, items_teacher)
+        self.temperature = temperature
+        self.u, v, t, w = (_float(each) for each in (users, items, users_teacher, items_teacher))
+        self.normaliser = soft_negative(self.u, v, temperature=temperature) / temperature
+        scaled = (t / temperature) @ w.T
+        share = (scaled - scaled.detach().amax(1, keepdim=True)).exp()
+        total = share.sum(1)
+        #: V^T p_b, the mean of the student's item vectors as the teacher's user weighs them, [B', d]
+        self.expected = (share @ v) / total[:, None]
+        #: sum_i p_bi log p_bi, [B']
+        self.negative_entropy = (share * scaled).sum(1) / total - torch.logsumexp(scaled, 1)
+
+    def matrix(self) -> Tensor:
+        constants = self.normaliser[:, None] + self.negative_entropy[None, :]
+        return self.temperature**2 * torch.addmm(constants, self.u, self.expected.T, alpha=-1 / self.temperature)
+
+    def diagonal(self) -> Tensor:
+        product = (self.u * self.expected).sum(1) / self.temperature
+        return self.temperature**2 * (self.normaliser + self.negative_entropy - product)
+
+
+def _check_pair(users: Tensor, items: Tensor, users_teacher: Tensor, items_teacher: Tensor) -> None:
+    if items.shape[0] != items_teacher.shape[0]:
+        raise GuiderError(
+            f"Student and teacher must score the same items, not {items.shape[0]} and {items_teacher.shape[0]}."
+        )
+    for who, u, v in (("student", users, items), ("teacher", users_teacher, items_teacher)):
+        if u.dim() != 2 or u.shape[1] != v.shape[1]:
+            raise GuiderError(
+                f"The {who}'s users must be [B, {v.shape[1]}] like its items, not {tuple(u.shape)}."
+            )
+
+
+def _compare(
+    users: Tensor, items: ItemsOrMoments, users_teacher: Tensor, items_teacher: ItemsOrMoments, cost: str,
+    temperature: float,
+) -> _ByGram | _ByKL:
     if cost not in COSTS:
         raise GuiderError(f"cost must be one of {', '.join(COSTS)}, not {cost!r}.")
-    student, teacher = _moments(items, cost), _moments(items_teacher, cost)
-    if student.n_items != teacher.n_items:
-        raise GuiderError(
-            f"Student and teacher must score the same items, not {student.n_items} and {teacher.n_items}."
-        )
-    for who, u, v in (("student", users, student), ("teacher", users_teacher, teacher)):
-        if u.dim() != 2 or u.shape[1] != v.items.shape[1]:
-            raise GuiderError(
-                f"The {who}'s users must be [B, {v.items.shape[1]}] like its items, not {tuple(u.shape)}."
-            )
-    return _float(users), student, _float(users_teacher), teacher
+    if cost == "kl":
+        return _ByKL(users, items, users_teacher, items_teacher, temperature)
+    return _ByGram(users, items, users_teacher, items_teacher, cost)
 
 
 def score_cost(
@@ -144,40 +228,37 @@ def score_cost(
     U_teacher: Tensor,
     V_teacher: ItemsOrMoments,
     cost: str = "cosine",
+    temperature: float = 1.0,
 ) -> Tensor:
-    r"""Pairwise cost between the student's and the teacher's score rows over all n items, without the score
-    matrices.
+    r"""Pairwise cost between the student's and the teacher's score rows over all n items.
 
     With s_a = V U_a (student) and t_b = V' U'_b (teacher), rows over the n items:
 
         cosine:  C_ab = 1 - cos(s_a - mean s_a, t_b - mean t_b)          (1 where one of them vanishes)
         scores:  C_ab = || s_a - t_b ||^2 / n
+        kl:      C_ab = T^2 KL( softmax(t_b / T) || softmax(s_a / T) )
 
-    Through Gram matrices G = V^T V, G' = V'^T V', X = V^T V' (V and V' minus their mean rows for ``cosine``):
-    <s_a, t_b> = U_a X U'_b^T and || s_a ||^2 = U_a G U_a^T; O(n d^2 + B d^2 + B^2 d) instead of O(B^2 n).
-    This project's definition.
+    ``cosine`` and ``scores`` go through Gram matrices G = V^T V, G' = V'^T V', X = V^T V' (V and V' minus their mean
+    rows for ``cosine``): <s_a, t_b> = U_a X U'_b^T and || s_a ||^2 = U_a G U_a^T; O(n d^2 + B d^2 + B^2 d) instead of
+    O(B^2 n). ``kl`` is O(B n d + B^2 d) and holds two [B, n] arrays. Cosines weigh all items alike, ``kl`` those that
+    the teacher ranks high. This project's definition.
 
     Args:
         U, V: the student's users [B, d] and items [n, d].
         U_teacher, V_teacher: the teacher's users [B', d'] and items [n, d'].
-            V and V_teacher may also be :func:`catalogue_moments` of the matrices.
-        cost: ``cosine`` or ``scores``.
+            V and V_teacher may also be :func:`catalogue_moments` of the matrices (``cosine``, ``scores``).
+        cost: ``cosine``, ``scores`` or ``kl``.
+        temperature: T > 0; only ``kl`` uses it. T^2 keeps the gradient's size independent of it.
 
     Returns:
         C [B, B'], differentiable in everything given as a tensor. Rounding may leave entries slightly below
         0.
 
     Raises:
-        GuiderError: if the cost is unknown or shapes do not fit.
+        GuiderError: if the cost is unknown, T is not above 0 or shapes do not fit.
     """
-    u, student, t, teacher = _prepare(U, V, U_teacher, V_teacher, cost)
-    with torch.autocast(u.device.type, enabled=False):
-        projected = u @ (student.items.T @ teacher.items)
-        if cost == "cosine":
-            projected = projected * student.inverse_length(u)[:, None]
-            return 1 - projected @ (t * teacher.inverse_length(t)[:, None]).T
-        squares = student.squared_length(u)[:, None] + teacher.squared_length(t)[None, :]
-        return torch.addmm(squares, projected, t.T, alpha=-2) / student.n_items
+    with torch.autocast(U.device.type, enabled=False):
+        return _compare(U, V, U_teacher, V_teacher, cost, temperature).matrix()
 
 
 def diagonal_cost(
@@ -186,20 +267,20 @@ def diagonal_cost(
     U_teacher: Tensor,
     V_teacher: ItemsOrMoments,
     cost: str = "cosine",
+    temperature: float = 1.0,
 ) -> Tensor:
-    """The diagonal of :func:`score_cost`, every user against itself: [B], in O(n d^2 + B d^2).
+    """The diagonal of :func:`score_cost`, every user against itself: [B], without the other B^2 - B costs.
 
     Raises:
         GuiderError: as :func:`score_cost`, and if the two models' batches differ in size.
     """
-    u, student, t, teacher = _prepare(U, V, U_teacher, V_teacher, cost)
-    if u.shape[0] != t.shape[0]:
-        raise GuiderError(f"Student and teacher must have the same users, not {u.shape[0]} and {t.shape[0]}.")
-    with torch.autocast(u.device.type, enabled=False):
-        product = ((u @ (student.items.T @ teacher.items)) * t).sum(1)
-        if cost == "cosine":
-            return 1 - product * student.inverse_length(u) * teacher.inverse_length(t)
-        return (student.squared_length(u) + teacher.squared_length(t) - 2 * product) / student.n_items
+    with torch.autocast(U.device.type, enabled=False):
+        compared = _compare(U, V, U_teacher, V_teacher, cost, temperature)
+        if U.shape[0] != U_teacher.shape[0]:
+            raise GuiderError(
+                f"Student and teacher must have the same users, not {U.shape[0]} and {U_teacher.shape[0]}."
+            )
+        return compared.diagonal()
 
 
 def transport_plan(
@@ -319,6 +400,7 @@ def ot_distillation_loss(
     V_teacher: ItemsOrMoments,
     *,
     cost: str = "cosine",
+    temperature: float = 1.0,
     plan: str = "anchored",
     epsilon: float = 0.05,
     iterations: int = 50,
@@ -338,8 +420,9 @@ def ot_distillation_loss(
         U, V: the student's users [B, d] and items [n, d].
         U_teacher, V_teacher: the teacher's, [B, d'] and [n, d'], of the same users and items in the same
             order. V and V_teacher may also be :func:`catalogue_moments`.
-        cost: ``cosine`` or ``scores``.
-        plan, epsilon, iterations, anchor: see :func:`transport_plan`; ``identity`` costs O(n d^2 + B d^2).
+        cost, temperature: see :func:`score_cost`.
+        plan, epsilon, iterations, anchor: see :func:`transport_plan`; ``identity`` computes the costs of the diagonal
+            only.
         debias: subtract the self-costs.
 
     Returns:
@@ -349,16 +432,16 @@ def ot_distillation_loss(
         GuiderError: if a parameter is out of range, shapes do not fit or costs are not finite.
     """
     _check_plan(plan, epsilon, iterations, anchor)
-    student = _moments(V, cost)
-    teacher = _moments(V_teacher.detach() if isinstance(V_teacher, Tensor) else V_teacher, cost)
+    student = reusable(V, cost)
+    teacher = reusable(V_teacher.detach() if isinstance(V_teacher, Tensor) else V_teacher, cost)
     target = U_teacher.detach()
     if _is_identity(plan, anchor):
         # A user's cost to itself is 0: there is nothing to debias.
-        each = diagonal_cost(U, student, target, teacher, cost)
+        each = diagonal_cost(U, student, target, teacher, cost, temperature)
         return each.sum() / max(each.numel(), 1)
 
-    def transported(a: Tensor, v: CatalogueMoments, b: Tensor, w: CatalogueMoments) -> Tensor:
-        matrix = score_cost(a, v, b, w, cost)
+    def transported(a: Tensor, v: ItemsOrMoments, b: Tensor, w: ItemsOrMoments) -> Tensor:
+        matrix = score_cost(a, v, b, w, cost, temperature)
         fixed = transport_plan(matrix, epsilon=epsilon, iterations=iterations, plan=plan, anchor=anchor)
         return (fixed * matrix).sum()
 

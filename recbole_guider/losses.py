@@ -239,6 +239,8 @@ def _at_least_single(x: Tensor) -> Tensor:
 
 def _largest_score(u: Tensor, v: Tensor, temperature: float) -> Tensor:
     """What no score <u_b, v_j> / tau can pass: the product of the longest vectors."""
+    if not len(u) or not len(v):
+        return u.new_zeros(())
     return u.norm(dim=1).amax() * v.norm(dim=1).amax() / temperature
 
 

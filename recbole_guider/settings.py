@@ -102,7 +102,10 @@ class DistillationSettings(Settings):
     objective: Literal["ot", "kl", "none"] = Field(
         default="ot", description="optimal transport, KL divergence, or nothing"
     )
-    cost: Literal["cosine", "scores"] = Field(default="cosine", description="how two users' scores compare")
+    cost: Literal["cosine", "scores", "kl"] = Field(default="cosine", description="how two users' scores compare")
+    temperature: Positive | None = Field(
+        default=None, description="divides the scores where they are softened, by KL; null: dbpr.temperature"
+    )
     plan: Literal["anchored", "batch", "identity"] = Field(
         default="anchored", description="transport at a price, free, or none"
     )

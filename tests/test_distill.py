@@ -9,7 +9,7 @@ import numpy as np
 import ot
 import pytest
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import log_softmax, normalize
 
 from recbole_guider.distill import (
     catalogue_moments,
@@ -17,12 +17,15 @@ from recbole_guider.distill import (
     kl_distillation_loss,
     min_norm_weights,
     ot_distillation_loss,
+    reusable,
     score_cost,
     transport_plan,
 )
 from recbole_guider.errors import GuiderError
 
-COSTS = ["cosine", "scores"]
+GRAM_COSTS = ["cosine", "scores"]
+COSTS = [*GRAM_COSTS, "kl"]
+TEMPERATURE = 0.7
 
 
 def models(batch=9, n=120, d=6, d_teacher=4, dtype=torch.float64, seed=0, common=1.0):
@@ -39,8 +42,11 @@ def models(batch=9, n=120, d=6, d_teacher=4, dtype=torch.float64, seed=0, common
     return tuple(x.to(dtype) for x in (users, items, users_teacher, items_teacher))
 
 
-def direct_cost(users, items, users_teacher, items_teacher, cost):
+def direct_cost(users, items, users_teacher, items_teacher, cost, temperature=TEMPERATURE):
     s, t = (users @ items.T).double(), (users_teacher @ items_teacher.T).double()
+    if cost == "kl":
+        s, t = log_softmax(s / temperature, 1), log_softmax(t / temperature, 1)
+        return temperature**2 * (t.exp()[None, :, :] * (t[None, :, :] - s[:, None, :])).sum(2)
     if cost == "scores":
         return ((s[:, None, :] - t[None, :, :]) ** 2).mean(2)
     return 1 - normalize(s - s.mean(1, keepdim=True)) @ normalize(t - t.mean(1, keepdim=True)).T
@@ -57,14 +63,14 @@ def test_cost_is_the_direct_form(cost, d_teacher, common, dtype, rtol):
     parts = models(d_teacher=d_teacher, common=common)
     expected = direct_cost(*parts, cost)
     parts = tuple(x.to(dtype) for x in parts)
-    found = score_cost(*parts, cost)
+    found = score_cost(*parts, cost, TEMPERATURE)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=rtol * expected.abs().max().item())
-    diagonal = diagonal_cost(*parts, cost)
+    diagonal = diagonal_cost(*parts, cost, TEMPERATURE)
     torch.testing.assert_close(diagonal, found.diagonal(), rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("cost", GRAM_COSTS)
 def test_batches_of_different_size_and_moments(cost):
     users, items, users_teacher, items_teacher = models()
     expected = direct_cost(users, items, users_teacher[:4], items_teacher, cost)
@@ -93,8 +99,20 @@ def test_cosine_ignores_scale_and_item_offsets():
 @pytest.mark.parametrize("cost", COSTS)
 def test_cost_gradient(cost):
     parts = [x.requires_grad_() for x in models(batch=3, n=8, d=3, d_teacher=2)]
-    assert torch.autograd.gradcheck(lambda *x: score_cost(*x, cost), parts)
-    assert torch.autograd.gradcheck(lambda *x: diagonal_cost(*x, cost), parts)
+    assert torch.autograd.gradcheck(lambda *x: score_cost(*x, cost, TEMPERATURE), parts)
+    assert torch.autograd.gradcheck(lambda *x: diagonal_cost(*x, cost, TEMPERATURE), parts)
+
+
+def test_kl_of_other_users_of_a_model_to_itself_and_of_shifted_rows():
+    users, items, users_teacher, items_teacher = models()
+    cost = score_cost(users, items, users_teacher[:4], items_teacher, "kl", TEMPERATURE)
+    torch.testing.assert_close(cost, direct_cost(users, items, users_teacher[:4], items_teacher, "kl"))
+    itself = score_cost(users, items, users, items, "kl", TEMPERATURE)
+    torch.testing.assert_close(itself.diagonal(), torch.zeros(9).double(), rtol=0, atol=1e-12)
+    assert (itself + torch.eye(9)).min() > 1e-3
+    # a user's scores may be off by a constant, as by an offset of all items
+    shifted = score_cost(users, items + 3, users_teacher[:4], items_teacher - 1, "kl", TEMPERATURE)
+    torch.testing.assert_close(shifted, cost)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -116,19 +134,20 @@ def test_vanishing_score_rows(dtype):
     assert (cost == 1).all() and torch.isfinite(constant.grad).all() and torch.isfinite(users.grad).all()
 
 
-def test_half_precision_and_autocast_are_computed_in_float32():
+@pytest.mark.parametrize(("cost", "atol"), [("cosine", 0.02), ("kl", 0.2)])
+def test_half_precision_and_autocast_are_computed_in_float32(cost, atol):
     parts = models(dtype=torch.float32)
-    expected = score_cost(*parts)
+    expected = score_cost(*parts, cost)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(score_cost(*parts), expected)
-    low = score_cost(*(x.bfloat16() for x in parts))
+        assert torch.equal(score_cost(*parts, cost), expected)
+    low = score_cost(*(x.bfloat16() for x in parts), cost)
     assert low.dtype == torch.float32
-    torch.testing.assert_close(low, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(low, expected, rtol=0, atol=atol)
 
 
 def test_bad_cost():
     users, items, users_teacher, items_teacher = models()
-    with pytest.raises(GuiderError, match="cost must be one of cosine, scores"):
+    with pytest.raises(GuiderError, match="cost must be one of cosine, scores, kl"):
         score_cost(users, items, users_teacher, items_teacher, "euclid")
     with pytest.raises(GuiderError, match="same items"):
         score_cost(users, items[:5], users_teacher, items_teacher)
@@ -138,6 +157,14 @@ def test_bad_cost():
         score_cost(users, items, users_teacher, catalogue_moments(items_teacher, "scores"))
     with pytest.raises(GuiderError, match="matrix"):
         catalogue_moments(items[:0])
+    with pytest.raises(GuiderError, match="cosine and scores have moments"):
+        catalogue_moments(items, "kl")
+    with pytest.raises(GuiderError, match="matrices themselves"):
+        score_cost(users, catalogue_moments(items), users_teacher, items_teacher, "kl")
+    with pytest.raises(GuiderError, match="same items"):
+        score_cost(users, items[:5], users_teacher, items_teacher, "kl")
+    with pytest.raises(GuiderError, match="temperature must be above 0"):
+        score_cost(users, items, users_teacher, items_teacher, "kl", 0.0)
 
 
 # plan -----------------------------------------------------------------------------------------------------------------
@@ -249,15 +276,16 @@ def regularised_cost(matrix, epsilon, anchor):
 def test_envelope_gradient_is_that_of_the_regularised_transport_cost(plan, anchor, cost):
     users, items, users_teacher, items_teacher = models(batch=5, n=20, d=3, d_teacher=2)
     # Large enough for Sinkhorn to converge within the iterations: it is slow where the plan is nearly diagonal.
-    epsilon = (0.1 if cost == "cosine" else 1.0) * (3 if anchor == 1.0 else 1)
+    epsilon = (1.0 if cost == "scores" else 0.1) * (3 if anchor == 1.0 else 1)
     users.requires_grad_()
     items.requires_grad_()
-    kwargs = {"cost": cost, "plan": plan, "anchor": anchor, "epsilon": epsilon, "iterations": 1000}
+    kwargs = {"cost": cost, "temperature": TEMPERATURE, "plan": plan, "anchor": anchor, "epsilon": epsilon,
+              "iterations": 1000}
     loss = ot_distillation_loss(users, items, users_teacher, items_teacher, **kwargs)
     loss.backward()
 
     def objective(u, v):
-        matrix = score_cost(u, v, users_teacher, items_teacher, cost)
+        matrix = score_cost(u, v, users_teacher, items_teacher, cost, TEMPERATURE)
         return regularised_cost(matrix, epsilon, None if plan == "identity" else anchor).item()
 
     step = 1e-5
@@ -279,22 +307,26 @@ def test_loss_is_the_transported_cost(cost, debias):
 
     def transported(a, v, b, w):
         matrix = direct_cost(a, v, b, w, cost)
-        return (transport_plan(matrix, **kwargs) * matrix).sum()
+        return (transport_plan(matrix, epsilon=0.1, iterations=500, plan="batch") * matrix).sum()
 
     u, v, t, w = parts
     expected = transported(u, v, t, w)
     if debias:
         expected = expected - (transported(u, v, u, v) + transported(t, w, t, w)) / 2
-    found = ot_distillation_loss(*parts, cost=cost, debias=debias, **kwargs)
+    kwargs |= {"cost": cost, "temperature": TEMPERATURE, "debias": debias}
+    found = ot_distillation_loss(*parts, **kwargs)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
-    found = ot_distillation_loss(u, v, t, catalogue_moments(w, cost), cost=cost, debias=debias, **kwargs)
+    found = ot_distillation_loss(u, v, t, reusable(w, cost), **kwargs)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("plan", ["batch", "anchored", "identity"])
-def test_debiased_loss_of_a_model_to_itself_is_zero(plan):
+@pytest.mark.parametrize("cost", COSTS)
+def test_debiased_loss_of_a_model_to_itself_is_zero(plan, cost):
     users, items, _, _ = models()
-    loss = ot_distillation_loss(users.requires_grad_(), items, users.detach(), items, plan=plan, debias=True)
+    loss = ot_distillation_loss(
+        users.requires_grad_(), items, users.detach(), items, cost=cost, plan=plan, debias=True
+    )
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-9)
     assert users.grad.abs().max() < 1e-6
@@ -308,7 +340,8 @@ def test_identity_is_the_limit_of_anchored():
         torch.testing.assert_close(ot_distillation_loss(*parts, plan="anchored", anchor=anchor), identity)
 
 
-def test_teacher_gets_no_gradient_and_descent_helps():
+@pytest.mark.parametrize("cost", ["cosine", "kl"])
+def test_teacher_gets_no_gradient_and_descent_helps(cost):
     users, items, users_teacher, items_teacher = models()
     for x in (users_teacher, items_teacher):
         x.requires_grad_()
@@ -316,7 +349,7 @@ def test_teacher_gets_no_gradient_and_descent_helps():
     optimiser = torch.optim.Adam(student, lr=0.05)
     losses = []
     for _ in range(40):
-        loss = ot_distillation_loss(*student, users_teacher, items_teacher)
+        loss = ot_distillation_loss(*student, users_teacher, items_teacher, cost=cost)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -326,14 +359,15 @@ def test_teacher_gets_no_gradient_and_descent_helps():
 
 
 @pytest.mark.parametrize("plan", ["batch", "anchored", "identity"])
-def test_batches_of_one_and_none(plan):
+@pytest.mark.parametrize("cost", ["cosine", "kl"])
+def test_batches_of_one_and_none(plan, cost):
     users, items, users_teacher, items_teacher = models()
-    one = ot_distillation_loss(users[:1], items, users_teacher[:1], items_teacher, plan=plan)
-    torch.testing.assert_close(
-        one, direct_cost(users[:1], items, users_teacher[:1], items_teacher, "cosine")[0, 0]
+    one = ot_distillation_loss(
+        users[:1], items, users_teacher[:1], items_teacher, cost=cost, temperature=TEMPERATURE, plan=plan
     )
+    torch.testing.assert_close(one, direct_cost(users[:1], items, users_teacher[:1], items_teacher, cost)[0, 0])
     none = ot_distillation_loss(
-        users[:0].requires_grad_(), items, users_teacher[:0], items_teacher, plan=plan
+        users[:0].requires_grad_(), items, users_teacher[:0], items_teacher, cost=cost, plan=plan
     )
     none.backward()
     assert none == 0

@@ -5,12 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recbole_guider.distill import (
-    CatalogueMoments,
-    catalogue_moments,
-    kl_distillation_loss,
-    ot_distillation_loss,
-)
+from recbole_guider.distill import ItemsOrMoments, kl_distillation_loss, ot_distillation_loss, reusable
 from recbole_guider.model.base import Encoding, SeededGenerators
 from recbole_guider.settings import GuiderSettings
 from recbole_guider.teaching.scoring import CANDIDATES, FACTORISED, ROWS, Scoring, as_in_evaluation, explicit
@@ -18,17 +13,19 @@ from recbole_guider.teaching.scoring import CANDIDATES, FACTORISED, ROWS, Scorin
 #: Items that student and teacher are compared on where one of them scores pairs only, and users of a batch.
 N_CANDIDATES = 256
 N_CANDIDATE_USERS = 64
-#: KL distillation compares the teacher's best items and random ones.
+#: Cost ``kl`` compares no more users than hold this many scores of the catalogue.
+SCORES_OF_A_BATCH = 2**25
+#: The objective ``kl`` compares the teacher's best items and random ones.
 KL_TOP, KL_RANDOM = 50, 200
 
 
 class Distiller(SeededGenerators):
     """Distillation from a frozen teacher.
 
-    Optimal transport compares the score rows of a batch's users. Rows of a factorised model are never built; those of
-    a model that gives whole rows are compared as they are; both over the whole catalogue (without the padding). Where
-    student or teacher scores pairs only, both are compared on items drawn for the batch. KL compares the scores of the
-    teacher's best items and of random ones.
+    Optimal transport compares the score rows of a batch's users over the whole catalogue (without the padding): by the
+    matrices of a factorised model, or as a model that gives whole rows has them. Where student or teacher scores pairs
+    only, both are compared on items drawn for the batch. The objective ``kl`` compares the scores of the teacher's best
+    items and of random ones.
 
     Args:
         settings: of the whole guider block.
@@ -39,14 +36,15 @@ class Distiller(SeededGenerators):
     def __init__(self, settings: GuiderSettings, student: Scoring, teacher: Scoring, seed: int) -> None:
         super().__init__()
         self.settings = settings.distillation
-        self.temperature = settings.dbpr.temperature
+        temperature = settings.distillation.temperature
+        self.temperature = settings.dbpr.temperature if temperature is None else temperature
         self.student, self.teacher = student, teacher
         self.n_items: int = student.model.n_items
         self.exact = CANDIDATES not in (student.kind, teacher.kind)
         for name in ("users", "candidates"):
             self.generator(name, seed=seed + 1 + sum(map(ord, name)))
         self.teacher_matrices: tuple[Tensor, Tensor] | None = None
-        self._moments: CatalogueMoments | None = None
+        self._teacher_items: ItemsOrMoments | None = None
         self._batch = 0
 
     # the place in the epoch decides whether a batch is distilled: like the generators, it moves on with every loss
@@ -66,7 +64,7 @@ class Distiller(SeededGenerators):
             with as_in_evaluation(self.teacher.model):
                 users, items = self.teacher.matrices()
             self.teacher_matrices = users, items
-            self._moments = catalogue_moments(items[1:], self.settings.cost)
+            self._teacher_items = reusable(items[1:], self.settings.cost)
 
     def due(self) -> bool:
         """Whether this batch is one of those that distil; call it once for each batch."""
@@ -80,7 +78,7 @@ class Distiller(SeededGenerators):
             encoding: the student's, where it has one.
         """
         settings = self.settings
-        users = self._distinct(users, settings.users if self.exact else min(settings.users, N_CANDIDATE_USERS))
+        users = self._distinct(users, self._most_users())
         if settings.objective == "kl":
             return self._kl(encoding, users)
         if self.exact:
@@ -93,12 +91,21 @@ class Distiller(SeededGenerators):
             *of_student,
             *of_teacher,
             cost=settings.cost,
+            temperature=self.temperature,
             plan=settings.plan,
             epsilon=settings.epsilon,
             iterations=settings.iterations,
             anchor=settings.anchor,
             debias=settings.debias,
         )
+
+    def _most_users(self) -> int:
+        settings = self.settings
+        if not self.exact:
+            return min(settings.users, N_CANDIDATE_USERS)
+        if settings.objective == "ot" and settings.cost == "kl":
+            return max(2, min(settings.users, SCORES_OF_A_BATCH // self.n_items))
+        return settings.users
 
     def _student_factors(self, encoding: Encoding | None, users: Tensor) -> tuple[Tensor, Tensor]:
         if self.student.kind == ROWS:
@@ -107,12 +114,12 @@ class Distiller(SeededGenerators):
         return factors.users(users), factors.items[1:]
 
     @torch.no_grad()
-    def _teacher_factors(self, users: Tensor) -> tuple[Tensor, Tensor | CatalogueMoments]:
+    def _teacher_factors(self, users: Tensor) -> tuple[Tensor, ItemsOrMoments]:
         if self.teacher.kind == ROWS:
             with as_in_evaluation(self.teacher.model):
                 return explicit(self.teacher.rows(users)[:, 1:])
-        assert self.teacher_matrices is not None and self._moments is not None, "freeze() comes first"
-        return self.teacher_matrices[0][users], self._moments
+        assert self.teacher_matrices is not None and self._teacher_items is not None, "freeze() comes first"
+        return self.teacher_matrices[0][users], self._teacher_items
 
     @torch.no_grad()
     def _teacher_scores(self, users: Tensor, items: Tensor) -> Tensor:

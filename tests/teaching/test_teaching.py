@@ -50,30 +50,36 @@ def all_scores(model: Any, users: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("student", ["BPR", "MultiVAE", "NeuMF"])
 @pytest.mark.parametrize("teacher", ["BPR", "MultiVAE", "NeuMF"])
-def test_distillation_is_the_transport_cost_of_whole_rows(student: str, teacher: str, toy: dict[str, Any]) -> None:
+@pytest.mark.parametrize("cost", ["cosine", "kl"])
+def test_distillation_is_the_transport_cost_of_whole_rows(
+    student: str, teacher: str, cost: str, toy: dict[str, Any]
+) -> None:
     # 40 items are fewer than are drawn as candidates, so that all kinds see the whole catalogue
-    model, _ = prepared(f"GUIDER_{student}", toy, teacher=teacher, dbpr={"form": "pairwise"})
+    block = {"cost": cost, "temperature": 0.7, "anchor": 0.01}
+    model, _ = prepared(f"GUIDER_{student}", toy, teacher=teacher, dbpr={"form": "pairwise"}, distillation=block)
     users = torch.arange(1, 11)
     with torch.no_grad():
         got = model.distiller.loss(None, torch.cat([users, users, torch.zeros(1, dtype=torch.long)]))
-        rows = []
-        for each in (model.student, model.teacher):
-            scores = all_scores(each, users).double()
-            rows.append(normalize(scores - scores.mean(dim=1, keepdim=True), dim=1))
-        cost = 1 - rows[0] @ rows[1].T
+        rows = [all_scores(each, users).double() for each in (model.student, model.teacher)]
+        if cost == "cosine":
+            rows = [normalize(each - each.mean(dim=1, keepdim=True), dim=1) for each in rows]
+            costs = 1 - rows[0] @ rows[1].T
+        else:
+            of_student, of_teacher = ((each / 0.7).log_softmax(dim=1) for each in rows)
+            costs = 0.7**2 * (of_teacher.exp() * (of_teacher - of_student[:, None, :])).sum(dim=2)
         settings = model.settings.distillation
-        plan = transport_plan(cost, epsilon=settings.epsilon, iterations=settings.iterations, plan=settings.plan,
+        plan = transport_plan(costs, epsilon=settings.epsilon, iterations=settings.iterations, plan=settings.plan,
                               anchor=settings.anchor)
-    torch.testing.assert_close(got.double(), (plan * cost).sum(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.double(), (plan * costs).sum(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("student", ["BPR", "DMF", "FREEDOM", "MVGAE"])
 @pytest.mark.parametrize("student_loss", ["own", "dbpr"])
-@pytest.mark.parametrize("objective", ["ot", "kl"])
+@pytest.mark.parametrize(("objective", "cost"), [("ot", "cosine"), ("ot", "kl"), ("kl", "cosine")])
 def test_distillation_compares_the_rows_that_rank(
-    student: str, student_loss: str, objective: str, toy: dict[str, Any]
+    student: str, student_loss: str, objective: str, cost: str, toy: dict[str, Any]
 ) -> None:
-    block = {"plan": "identity", "objective": objective}
+    block = {"plan": "identity", "objective": objective, "cost": cost}
     model, _ = prepared(f"GUIDER_{student}", toy, student_loss=student_loss, distillation=block)
     users = torch.arange(1, 11)
     with torch.no_grad():
@@ -83,15 +89,17 @@ def test_distillation_compares_the_rows_that_rank(
             rows.append(all_scores(model, users).double())
         if student_loss == "own" and student == "DMF":
             rows[0] = rows[0].logit()  # a sigmoid of the product
-        if objective == "ot":
+        tau = model.settings.dbpr.temperature
+        if (objective, cost) == ("ot", "cosine"):
             unit = [normalize(row - row.mean(dim=1, keepdim=True), dim=1) for row in rows]
             expected = (1 - (unit[0] * unit[1]).sum(dim=1)).mean()
         else:
-            # 40 items are fewer than are drawn, and all of them are among the teacher's best
-            twice = [torch.cat([row.gather(1, rows[1].argsort(dim=1, descending=True)), row], dim=1) for row in rows]
-            tau = model.settings.dbpr.temperature
-            target = (twice[1] / tau).softmax(dim=1)
-            expected = tau**2 * (target * (target.log() - (twice[0] / tau).log_softmax(dim=1))).sum(dim=1).mean()
+            if objective == "kl":
+                # 40 items are fewer than are drawn, and all of them are among the teacher's best
+                best = rows[1].argsort(dim=1, descending=True)
+                rows = [torch.cat([row.gather(1, best), row], dim=1) for row in rows]
+            target = (rows[1] / tau).softmax(dim=1)
+            expected = tau**2 * (target * (target.log() - (rows[0] / tau).log_softmax(dim=1))).sum(dim=1).mean()
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -105,6 +113,21 @@ def test_pairs_are_compared_on_drawn_items(toy: dict[str, Any], monkeypatch: pyt
         model.distiller.loss(None, torch.arange(1, 6))
     assert all(len(items) == 5 * 7 and len(items.unique()) == 7 for items in seen)
     assert set(torch.cat(seen).tolist()) == set(range(1, model.n_items))  # every item, never the padding
+
+
+def test_cost_kl_compares_no_more_users_than_fit(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = prepared("GUIDER_BPR", toy, distillation={"cost": "kl"})
+    monkeypatch.setattr(distiller_module, "SCORES_OF_A_BATCH", 5 * model.n_items)
+    seen: list[int] = []
+    loss = distiller_module.ot_distillation_loss
+
+    def counting(users: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor:
+        seen.append(len(users))
+        return loss(users, *others, **more)
+
+    monkeypatch.setattr(distiller_module, "ot_distillation_loss", counting)
+    model.distiller.loss(None, torch.arange(1, 40))
+    assert seen == [5]
 
 
 @pytest.mark.parametrize("student", ["BPR", "MultiVAE", "NeuMF"])
