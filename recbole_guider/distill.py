@@ -164,8 +164,8 @@ class _ByGram:
 class _ByKL:
     """Two models' score rows compared as distributions over the items.
 
-    KL(p_b || softmax(s_a / T)) = log sum_i exp(s_ai / T) - <u_a, V^T p_b> / T - H(p_b): one row of numbers for each of
-    the student's users, one for each of the teacher's, and a product of d-dimensional vectors between them.
+    T KL(p_b || softmax(s_a / T)) = T log sum_i exp(s_ai / T) - <u_a, V^T p_b> - T H(p_b): a number for each of the
+    student's users, one for each of the teacher's, and a product of d-dimensional vectors between them.
     """
 
     def __init__(
@@ -179,24 +179,24 @@ class _ByKL:
         _check_items(items)
         _check_items(items_teacher)
         _check_pair(users, items, users_teacher, items_teacher)
-        self.temperature = temperature
         self.u, v, t, w = (_float(each) for each in (users, items, users_teacher, items_teacher))
-        self.normaliser = soft_negative(self.u, v, temperature=temperature) / temperature
+        #: T log sum_i exp(s_ai / T), [B]
+        self.normaliser = soft_negative(self.u, v, temperature=temperature)
         scaled = (t / temperature) @ w.T
-        share = (scaled - scaled.detach().amax(1, keepdim=True)).exp()
+        largest = scaled.detach().amax(1)
+        share = (scaled - largest[:, None]).exp()
         total = share.sum(1)
         #: V^T p_b, the mean of the student's item vectors as the teacher's user weighs them, [B', d]
         self.expected = (share @ v) / total[:, None]
-        #: sum_i p_bi log p_bi, [B']
-        self.negative_entropy = (share * scaled).sum(1) / total - torch.logsumexp(scaled, 1)
+        #: T sum_i p_bi log p_bi, [B']
+        self.negative_entropy = temperature * ((share * scaled).sum(1) / total - largest - total.log())
 
     def matrix(self) -> Tensor:
         constants = self.normaliser[:, None] + self.negative_entropy[None, :]
-        return self.temperature**2 * torch.addmm(constants, self.u, self.expected.T, alpha=-1 / self.temperature)
+        return torch.addmm(constants, self.u, self.expected.T, alpha=-1)
 
     def diagonal(self) -> Tensor:
-        product = (self.u * self.expected).sum(1) / self.temperature
-        return self.temperature**2 * (self.normaliser + self.negative_entropy - product)
+        return self.normaliser + self.negative_entropy - (self.u * self.expected).sum(1)
 
 
 def _check_pair(users: Tensor, items: Tensor, users_teacher: Tensor, items_teacher: Tensor) -> None:
@@ -236,7 +236,7 @@ def score_cost(
 
         cosine:  C_ab = 1 - cos(s_a - mean s_a, t_b - mean t_b)          (1 where one of them vanishes)
         scores:  C_ab = || s_a - t_b ||^2 / n
-        kl:      C_ab = T^2 KL( softmax(t_b / T) || softmax(s_a / T) )
+        kl:      C_ab = T KL( softmax(t_b / T) || softmax(s_a / T) )
 
     ``cosine`` and ``scores`` go through Gram matrices G = V^T V, G' = V'^T V', X = V^T V' (V and V' minus their mean
     rows for ``cosine``): <s_a, t_b> = U_a X U'_b^T and || s_a ||^2 = U_a G U_a^T; O(n d^2 + B d^2 + B^2 d) instead of
@@ -248,7 +248,8 @@ def score_cost(
         U_teacher, V_teacher: the teacher's users [B', d'] and items [n, d'].
             V and V_teacher may also be :func:`catalogue_moments` of the matrices (``cosine``, ``scores``).
         cost: ``cosine``, ``scores`` or ``kl``.
-        temperature: T > 0; only ``kl`` uses it. T^2 keeps the gradient's size independent of it.
+        temperature: T > 0; only ``kl`` uses it. The factor T makes C a number in the units of the scores, whose
+            gradient by a score is the difference of two probabilities.
 
     Returns:
         C [B, B'], differentiable in everything given as a tensor. Rounding may leave entries slightly below

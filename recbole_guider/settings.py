@@ -102,9 +102,12 @@ class DistillationSettings(Settings):
     objective: Literal["ot", "kl", "none"] = Field(
         default="ot", description="optimal transport, KL divergence, or nothing"
     )
-    cost: Literal["cosine", "scores", "kl"] = Field(default="cosine", description="how two users' scores compare")
+    cost: Literal["auto", "kl", "cosine", "scores"] = Field(
+        default="auto", description="how two users' scores compare; auto: kl for cosines, cosine elsewhere"
+    )
     temperature: Positive | None = Field(
-        default=None, description="divides the scores where they are softened, by KL; null: dbpr.temperature"
+        default=None,
+        description="divides the scores that KL compares; null: dbpr.temperature, and half of it for cost kl",
     )
     plan: Literal["anchored", "batch", "identity"] = Field(
         default="anchored", description="transport at a price, free, or none"
@@ -113,7 +116,7 @@ class DistillationSettings(Settings):
     weight: NonNegative = Field(default=1.0, description="the weight of the distillation loss")
     epsilon: Positive = Field(default=0.05, description="the entropic regularisation of the plan")
     iterations: Annotated[int, Field(ge=1)] = Field(default=20, description="Sinkhorn iterations")
-    users: Annotated[int, Field(ge=2)] = Field(default=512, description="the users of a batch that are compared")
+    users: Annotated[int, Field(ge=2)] = Field(default=256, description="the users of a batch that are compared")
     interval: Annotated[int, Field(ge=1)] = Field(
         default=2, description="distil in the first of every interval batches, with that many times the weight"
     )

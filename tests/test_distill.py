@@ -46,7 +46,7 @@ def direct_cost(users, items, users_teacher, items_teacher, cost, temperature=TE
     s, t = (users @ items.T).double(), (users_teacher @ items_teacher.T).double()
     if cost == "kl":
         s, t = log_softmax(s / temperature, 1), log_softmax(t / temperature, 1)
-        return temperature**2 * (t.exp()[None, :, :] * (t[None, :, :] - s[:, None, :])).sum(2)
+        return temperature * (t.exp()[None, :, :] * (t[None, :, :] - s[:, None, :])).sum(2)
     if cost == "scores":
         return ((s[:, None, :] - t[None, :, :]) ** 2).mean(2)
     return 1 - normalize(s - s.mean(1, keepdim=True)) @ normalize(t - t.mean(1, keepdim=True)).T

@@ -15,6 +15,9 @@ N_CANDIDATES = 256
 N_CANDIDATE_USERS = 64
 #: Cost ``kl`` compares no more users than hold this many scores of the catalogue.
 SCORES_OF_A_BATCH = 2**25
+#: The temperature of cost ``kl``, in terms of DBPR's. Whole rows are mostly items that nobody would be shown: at DBPR's
+#: own temperature they outweigh the few at the top (docs/method.md).
+SHARPER = 0.5
 #: The objective ``kl`` compares the teacher's best items and random ones.
 KL_TOP, KL_RANDOM = 50, 200
 
@@ -27,6 +30,9 @@ class Distiller(SeededGenerators):
     only, both are compared on items drawn for the batch. The objective ``kl`` compares the scores of the teacher's best
     items and of random ones.
 
+    With ``cost: auto`` rows are compared by ``kl`` where student and teacher are both ranked by cosines, as DBPR trains
+    them, and by ``cosine`` elsewhere, where the scale of scores means nothing.
+
     Args:
         settings: of the whole guider block.
         student, teacher: how the two score.
@@ -36,9 +42,15 @@ class Distiller(SeededGenerators):
     def __init__(self, settings: GuiderSettings, student: Scoring, teacher: Scoring, seed: int) -> None:
         super().__init__()
         self.settings = settings.distillation
-        temperature = settings.distillation.temperature
-        self.temperature = settings.dbpr.temperature if temperature is None else temperature
         self.student, self.teacher = student, teacher
+        self.cost = self.settings.cost
+        if self.cost == "auto":
+            # a divergence compares scores of one scale: cosines under one temperature
+            self.cost = "kl" if student.by_cosines and teacher.by_cosines else "cosine"
+        temperature = self.settings.temperature
+        if temperature is None:
+            temperature = settings.dbpr.temperature * (SHARPER if self.settings.objective == "ot" else 1.0)
+        self.temperature = temperature
         self.n_items: int = student.model.n_items
         self.exact = CANDIDATES not in (student.kind, teacher.kind)
         for name in ("users", "candidates"):
@@ -64,7 +76,7 @@ class Distiller(SeededGenerators):
             with as_in_evaluation(self.teacher.model):
                 users, items = self.teacher.matrices()
             self.teacher_matrices = users, items
-            self._teacher_items = reusable(items[1:], self.settings.cost)
+            self._teacher_items = reusable(items[1:], self.cost)
 
     def due(self) -> bool:
         """Whether this batch is one of those that distil; call it once for each batch."""
@@ -90,7 +102,7 @@ class Distiller(SeededGenerators):
         return ot_distillation_loss(
             *of_student,
             *of_teacher,
-            cost=settings.cost,
+            cost=self.cost,
             temperature=self.temperature,
             plan=settings.plan,
             epsilon=settings.epsilon,
@@ -103,7 +115,7 @@ class Distiller(SeededGenerators):
         settings = self.settings
         if not self.exact:
             return min(settings.users, N_CANDIDATE_USERS)
-        if settings.objective == "ot" and settings.cost == "kl":
+        if settings.objective == "ot" and self.cost == "kl":
             return max(2, min(settings.users, SCORES_OF_A_BATCH // self.n_items))
         return settings.users
 

@@ -66,7 +66,7 @@ def test_distillation_is_the_transport_cost_of_whole_rows(
             costs = 1 - rows[0] @ rows[1].T
         else:
             of_student, of_teacher = ((each / 0.7).log_softmax(dim=1) for each in rows)
-            costs = 0.7**2 * (of_teacher.exp() * (of_teacher - of_student[:, None, :])).sum(dim=2)
+            costs = 0.7 * (of_teacher.exp() * (of_teacher - of_student[:, None, :])).sum(dim=2)
         settings = model.settings.distillation
         plan = transport_plan(costs, epsilon=settings.epsilon, iterations=settings.iterations, plan=settings.plan,
                               anchor=settings.anchor)
@@ -89,7 +89,7 @@ def test_distillation_compares_the_rows_that_rank(
             rows.append(all_scores(model, users).double())
         if student_loss == "own" and student == "DMF":
             rows[0] = rows[0].logit()  # a sigmoid of the product
-        tau = model.settings.dbpr.temperature
+        tau = model.settings.dbpr.temperature * (0.5 if objective == "ot" else 1.0)
         if (objective, cost) == ("ot", "cosine"):
             unit = [normalize(row - row.mean(dim=1, keepdim=True), dim=1) for row in rows]
             expected = (1 - (unit[0] * unit[1]).sum(dim=1)).mean()
@@ -99,7 +99,8 @@ def test_distillation_compares_the_rows_that_rank(
                 best = rows[1].argsort(dim=1, descending=True)
                 rows = [torch.cat([row.gather(1, best), row], dim=1) for row in rows]
             target = (rows[1] / tau).softmax(dim=1)
-            expected = tau**2 * (target * (target.log() - (rows[0] / tau).log_softmax(dim=1))).sum(dim=1).mean()
+            scale = tau if objective == "ot" else tau**2
+            expected = scale * (target * (target.log() - (rows[0] / tau).log_softmax(dim=1))).sum(dim=1).mean()
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -113,6 +114,26 @@ def test_pairs_are_compared_on_drawn_items(toy: dict[str, Any], monkeypatch: pyt
         model.distiller.loss(None, torch.arange(1, 6))
     assert all(len(items) == 5 * 7 and len(items.unique()) == 7 for items in seen)
     assert set(torch.cat(seen).tolist()) == set(range(1, model.n_items))  # every item, never the padding
+
+
+@pytest.mark.parametrize(
+    ("student", "block", "cost"),
+    [
+        ("FREEDOM", {}, "kl"),
+        ("FREEDOM", {"student_loss": "own"}, "cosine"),
+        ("FREEDOM", {"teacher_loss": "own"}, "cosine"),
+        ("FREEDOM", {"dbpr": {"form": "pairwise"}}, "cosine"),
+        ("NeuMF", {"student_loss": "dbpr"}, "cosine"),
+        ("FREEDOM", {"teacher": "MultiVAE"}, "cosine"),
+        ("FREEDOM", {"distillation": {"cost": "scores"}}, "scores"),
+        ("MultiVAE", {"distillation": {"cost": "kl"}}, "kl"),
+    ],
+)
+def test_scores_of_no_common_scale_are_compared_by_cosines(
+    student: str, block: dict[str, Any], cost: str, toy: dict[str, Any]
+) -> None:
+    model, _ = prepared(f"GUIDER_{student}", toy, **block)
+    assert model.distiller.cost == cost
 
 
 def test_cost_kl_compares_no_more_users_than_fit(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
