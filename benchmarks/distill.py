@@ -1,4 +1,4 @@
-"""Distillation: the Gram form against the B x n score matrices, and what each transport plan costs.
+"""Distillation: each cost against the score matrices written out, and what each transport plan costs.
 
     OMP_NUM_THREADS=1 python benchmarks/distill.py [--users 2048 --items 7050 --dim 64 --teacher-dim 64]
 
@@ -14,19 +14,17 @@ from typing import Any
 
 import torch
 from measure import milliseconds, peak_megabytes, table
-from torch.nn.functional import normalize
+from torch.nn.functional import log_softmax, normalize
 
-from recbole_guider.distill import (
-    catalogue_moments,
-    diagonal_cost,
-    ot_distillation_loss,
-    score_cost,
-    transport_plan,
-)
+from recbole_guider.distill import diagonal_cost, ot_distillation_loss, reusable, score_cost, transport_plan
+
+TEMPERATURE = 0.15
+# ways to the cost: the third is that of cosine and scores only
+DIRECT, PACKAGE, KEPT, DIAGONAL = "score matrices", "score_cost", "score_cost, moments kept", "diagonal only"
 
 
 def embeddings(n_users: int, n_items: int, dim: int, teacher_dim: int) -> tuple[torch.Tensor, ...]:
-    """A student, with gradients, and a teacher that agrees with it in part."""
+    """A student, with gradients, and a teacher that agrees with it in part; rows of unit length."""
     generator = torch.Generator().manual_seed(0)
     users = torch.randn(n_users, dim, generator=generator)
     items = torch.randn(n_items, dim, generator=generator)
@@ -35,6 +33,9 @@ def embeddings(n_users: int, n_items: int, dim: int, teacher_dim: int) -> tuple[
         n_users, teacher_dim, generator=generator
     )
     items_teacher = items @ mixing + 0.3 * torch.randn(n_items, teacher_dim, generator=generator)
+    users, items, users_teacher, items_teacher = (
+        normalize(each, dim=1) for each in (users, items, users_teacher, items_teacher)
+    )
     return users.requires_grad_(), items.requires_grad_(), users_teacher, items_teacher
 
 
@@ -47,6 +48,9 @@ def direct_cost(
 ) -> torch.Tensor:
     """The cost from both models' scores of all items."""
     s, t = users @ items.T, users_teacher @ items_teacher.T
+    if cost == "kl":
+        s, t = log_softmax(s / TEMPERATURE, 1), log_softmax(t / TEMPERATURE, 1)
+        return TEMPERATURE * ((t.exp() * t).sum(1) - s @ t.exp().T)
     if cost == "scores":
         squares = s.square().sum(1)[:, None] + t.square().sum(1)
         return (squares - 2 * s @ t.T) / items.shape[0]
@@ -56,12 +60,12 @@ def direct_cost(
 
 def cost_call(kind: str, cost: str, size: tuple[int, int, int, int]) -> Callable[[], Any]:
     users, items, users_teacher, items_teacher = embeddings(*size)
-    moments = catalogue_moments(items_teacher, cost)
+    kept = reusable(items_teacher, cost)
     function: Callable[[], torch.Tensor] = {
-        "direct": lambda: direct_cost(users, items, users_teacher, items_teacher, cost),
-        "Gram": lambda: score_cost(users, items, users_teacher, items_teacher, cost),
-        "Gram, teacher's moments kept": lambda: score_cost(users, items, users_teacher, moments, cost),
-        "diagonal only, moments kept": lambda: diagonal_cost(users, items, users_teacher, moments, cost),
+        DIRECT: lambda: direct_cost(users, items, users_teacher, items_teacher, cost),
+        PACKAGE: lambda: score_cost(users, items, users_teacher, items_teacher, cost, TEMPERATURE),
+        KEPT: lambda: score_cost(users, items, users_teacher, kept, cost, TEMPERATURE),
+        DIAGONAL: lambda: diagonal_cost(users, items, users_teacher, kept, cost, TEMPERATURE),
     }[kind]
 
     def call() -> None:
@@ -71,13 +75,15 @@ def cost_call(kind: str, cost: str, size: tuple[int, int, int, int]) -> Callable
     return call
 
 
-def plan_call(plan: str, epsilon: float, size: tuple[int, int, int, int]) -> Callable[[], torch.Tensor]:
+def plan_call(cost: str, plan: str, epsilon: float, size: tuple[int, int, int, int]) -> Callable[[], torch.Tensor]:
     users, items, users_teacher, items_teacher = embeddings(*size)
-    moments = catalogue_moments(items_teacher)
+    kept = reusable(items_teacher, cost)
 
     def call() -> torch.Tensor:
         users.grad = items.grad = None
-        loss = ot_distillation_loss(users, items, users_teacher, moments, plan=plan, epsilon=epsilon)
+        loss = ot_distillation_loss(
+            users, items, users_teacher, kept, cost=cost, temperature=TEMPERATURE, plan=plan, epsilon=epsilon
+        )
         loss.backward()
         return loss
 
@@ -89,7 +95,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--users", type=int, default=2048, help="users of a batch in the first table")
-    parser.add_argument("--plan-users", type=int, default=512, help="users of a batch in the second table")
+    parser.add_argument("--plan-users", type=int, default=256, help="users of a batch in the second table")
     parser.add_argument("--items", type=int, default=7050)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--teacher-dim", type=int, default=64)
@@ -100,18 +106,21 @@ def main() -> None:
     print(f"B = {args.users}, n = {args.items}, d = {args.dim} and {args.teacher_dim}, ", end="")
     print(f"{torch.get_num_threads()} thread(s)\n")
     rows = []
-    for cost in ("cosine", "scores"):
+    for cost in ("kl", "cosine", "scores"):
         exact = direct_cost(*(x.detach().double() for x in embeddings(*size)), cost)
         error = (
-            score_cost(*embeddings(*size), cost).detach().double() - exact
+            score_cost(*embeddings(*size), cost, TEMPERATURE).detach().double() - exact
         ).abs().max() / exact.abs().max()
         first = 0.0
-        for kind in ("direct", "Gram", "Gram, teacher's moments kept", "diagonal only, moments kept"):
+        kinds = [DIRECT, PACKAGE, KEPT, DIAGONAL]
+        if cost == "kl":
+            kinds.remove(KEPT)
+        for kind in kinds:
             ms = milliseconds(cost_call(kind, cost, size), args.repeat)
             first = first or ms
             peak = peak_megabytes(cost_call, kind, cost, size)
             rows.append([f"{cost}: {kind}", f"{ms:.1f}", f"{first / ms:.1f}", f"{peak:.0f}"])
-        rows[-3].append(f"{error:.1e}")
+        rows[1 - len(kinds)].append(f"{error:.1e}")
     for row in rows:
         row.extend([""] * (5 - len(row)))
     print(
@@ -119,19 +128,21 @@ def main() -> None:
     )
 
     size = (args.plan_users, args.items, args.dim, args.teacher_dim)
-    matrix = score_cost(*embeddings(*size)).detach()
     rows = []
-    for plan, epsilon in (
-        ("identity", 0.05),
-        ("anchored", 0.05),
-        ("batch", 0.05),
-        ("anchored", 0.001),
-        ("batch", 0.001),
+    for cost, plan, epsilon in (
+        ("kl", "identity", 0.05),
+        ("kl", "anchored", 0.05),
+        ("cosine", "identity", 0.05),
+        ("cosine", "anchored", 0.05),
+        ("cosine", "batch", 0.05),
+        ("cosine", "anchored", 0.001),
+        ("cosine", "batch", 0.001),
     ):
-        ms = milliseconds(plan_call(plan, epsilon, size), args.repeat)
+        matrix = score_cost(*embeddings(*size), cost, TEMPERATURE).detach()
+        ms = milliseconds(plan_call(cost, plan, epsilon, size), args.repeat)
         found = transport_plan(matrix.double(), plan=plan, epsilon=epsilon)
         worst = max((found.sum(axis) * args.plan_users - 1).abs().max().item() for axis in (0, 1))
-        rows.append([plan, f"{epsilon}", f"{ms:.1f}", f"{found.trace().item():.4f}", f"{worst:.0e}"])
+        rows.append([f"{cost}, {plan}", f"{epsilon}", f"{ms:.1f}", f"{found.trace().item():.4f}", f"{worst:.0e}"])
     print(
         table(
             [f"loss, B = {args.plan_users}", "epsilon", "ms", "mass on the diagonal", "marginal error"], rows
