@@ -174,8 +174,6 @@ class _ByKL:
     ) -> None:
         if isinstance(items, CatalogueMoments) or isinstance(items_teacher, CatalogueMoments):
             raise GuiderError("Cost 'kl' takes the item matrices themselves, not moments.")
-        if not temperature > 0:
-            raise GuiderError(f"temperature must be above 0, not {temperature}.")
         _check_items(items)
         _check_items(items_teacher)
         _check_pair(users, items, users_teacher, items_teacher)
