@@ -1,11 +1,12 @@
 """How well AMSC finds injected noise.
 
-    python benchmarks/detection.py FOLDER [--ratio 0.2] [--seeds 0 1 2] [--csv detection.csv]
+    python benchmarks/detection.py FOLDER [--ratio 0.2] [--seeds 0 1 2] [--evidence both content] [--csv detection.csv]
 
 FOLDER holds ``interactions.csv`` (user, item, split), ``<modality>_feat.npy`` and, where rows are missing,
 ``<modality>_ids.txt``. Random pairs that occur in no split are added to the training pairs, users drawn by activity
 and items by popularity, so that degrees tell nothing (``--uniform`` draws both uniformly). All training pairs are then
-ranked by ``clean_probability``, with and without ``behaviour``. Printed as markdown: AUROC (ties count half), average
+ranked by ``clean_probability``, with behaviour as evidence (``both``) and without (``content``). ``--ratio 0`` adds
+nothing: of the figures only the estimated share of noise is left. Printed as markdown: AUROC (ties count half), average
 precision of the noise, precision at the injected count, the estimated and the injected share of noise, the largest
 ratio of flagged to true noise in a fifth of the pairs by popularity and by activity, processor seconds. Beside it, what
 profile size alone scores under the uniform protocol, where degrees give the noise away. ``--csv`` appends one row for
@@ -78,7 +79,8 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
     for seed in args.seeds:
         users, items, noise = noisy_training_pairs(interactions, n_users, n_items, args.ratio, seed, args.uniform)
         common = {"data": folder.name, "ratio": args.ratio, "seed": seed, "injected": noise.mean()}
-        for behaviour in (True, False):
+        for evidence in args.evidence:
+            behaviour = evidence == "both"
             settings = CalibrationSettings(
                 behaviour=behaviour, min_profile=args.min_profile, learned=not args.plain, nearest=not args.plain
             )
@@ -95,6 +97,8 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
                     "cpu_seconds": seconds,
                 }
             )
+        if not args.ratio:
+            continue
         users, items, noise = noisy_training_pairs(interactions, n_users, n_items, args.ratio, seed, True)
         size = np.bincount(users, minlength=n_users)[users]
         yield common | detection_figures(-size, noise) | {"protocol": "uniform", "method": "profile size alone"}
@@ -119,6 +123,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ratio", type=float, default=0.2, help="added pairs as a share of the training pairs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--evidence", nargs="+", choices=["both", "content"], default=["both", "content"])
     parser.add_argument("--uniform", action="store_true", help="draw users and items of the noise uniformly")
     parser.add_argument("--min-profile", type=int, default=CalibrationSettings().min_profile)
     parser.add_argument("--plain", action="store_true", help="without learned similarities and nearest items")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -259,6 +260,15 @@ def test_a_user_with_nearly_every_item_gets_the_free_ones():
     assert np.sum(of == 2) == 5
 
 
+@cache
+def judged_with_noise(seed: int) -> tuple[Calibration, np.ndarray, np.ndarray]:
+    """(what AMSC says, profile size, whether it was injected) of the pairs of a world with noise."""
+    users, items, features, n_users, n_items = world(900, 600, seed=seed, sizes=(2, 16))
+    users, items, noise = inject(users, items, n_users, n_items, 0.3, seed)
+    result = run(users, items, features, n_users, n_items, seed=seed, min_profile=2)
+    return result, np.bincount(users, minlength=n_users)[users], noise
+
+
 @pytest.mark.parametrize(
     "columns",
     [["image"], ["behaviour"], ["learned.behaviour", "learned.both"], ["nearest.image", "nearest.learned.both"]],
@@ -266,10 +276,7 @@ def test_a_user_with_nearly_every_item_gets_the_free_ones():
 def test_injected_noise_looks_like_its_null_pairs_at_every_profile_size(columns):
     distances, zeros = [], []
     for seed in range(3):
-        users, items, features, n_users, n_items = world(900, 600, seed=seed, sizes=(2, 16))
-        users, items, noise = inject(users, items, n_users, n_items, 0.3, seed)
-        result = run(users, items, features, n_users, n_items, seed=seed, min_profile=2)
-        size = np.bincount(users, minlength=n_users)[users]
+        result, size, noise = judged_with_noise(seed)
         null_of_noise = noise[result.null_pair]
         for column in columns:
             part, null = result.evidence[column], result.null_evidence[column]
