@@ -13,7 +13,7 @@ from recbole_guider.amsc.profiles import FloatArray, IntArray
 #: Parts of the users for cross-fitting.
 FOLDS = 5
 #: The share of the null pairs, those of the weakest evidence, in which noise is counted, and their least number.
-COUNTED_SHARE = 0.01
+COUNTED_SHARE = 0.05
 COUNTED_PAIRS = 100
 #: f/f0 at this quantile of the null pairs is the cautious noise share that probabilities are computed with.
 CAUTIOUS_QUANTILE = 0.1
@@ -100,7 +100,7 @@ class _Model:
 def counted_noise_rate(ratio: FloatArray, null_ratio: FloatArray) -> float:
     """pi0 = P(f/f0 <= t) / P0(f/f0 <= t): where evidence is so weak that only noise is left, f = pi0 f0.
 
-    t leaves the weakest 1% of the null pairs below it, or 100 of them if that is more. The ratios are judged by models
+    t leaves the weakest 5% of the null pairs below it, or 100 of them if that is more. The ratios are judged by models
     that have not seen the users, so that both shares are mere counts: clean pairs of as weak evidence raise pi0, and
     nothing lowers it but chance.
 
