@@ -29,6 +29,8 @@ from recbole_guider.data.noise import inject_interactions
 from recbole_guider.detection import detection_figures, detection_report
 from recbole_guider.settings import CalibrationSettings
 
+#: What may be seen of the pairs -> how the tables call it.
+EVIDENCE = {"both": "content + behaviour", "content": "content"}
 COLUMNS = ["data", "protocol", "ratio", "seed", "method", "auroc", "average_precision", "precision", "estimated"]
 COLUMNS += ["injected", "popularity_flags", "activity_flags", "cpu_seconds"]
 Features = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -80,9 +82,11 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
         users, items, noise = noisy_training_pairs(interactions, n_users, n_items, args.ratio, seed, args.uniform)
         common = {"data": folder.name, "ratio": args.ratio, "seed": seed, "injected": noise.mean()}
         for evidence in args.evidence:
-            behaviour = evidence == "both"
             settings = CalibrationSettings(
-                behaviour=behaviour, min_profile=args.min_profile, learned=not args.plain, nearest=not args.plain
+                behaviour=evidence == "both",
+                min_profile=args.min_profile,
+                learned=not args.plain,
+                nearest=not args.plain,
             )
             start = time.process_time()
             result = calibrate(users, items, features, n_users=n_users, n_items=n_items, settings=settings, seed=seed)
@@ -92,7 +96,7 @@ def run(folder: Path, args: argparse.Namespace) -> Iterator[dict[str, object]]:
                 | detection_report(-result.clean_probability, noise, users, items)
                 | {
                     "protocol": "uniform" if args.uniform else "activity x popularity",
-                    "method": ("content + behaviour" if behaviour else "content") + (" (plain)" if args.plain else ""),
+                    "method": EVIDENCE[evidence] + (" (plain)" if args.plain else ""),
                     "estimated": result.noise_rate,
                     "cpu_seconds": seconds,
                 }
@@ -123,7 +127,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ratio", type=float, default=0.2, help="added pairs as a share of the training pairs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--evidence", nargs="+", choices=["both", "content"], default=["both", "content"])
+    parser.add_argument("--evidence", nargs="+", choices=EVIDENCE, default=list(EVIDENCE))
     parser.add_argument("--uniform", action="store_true", help="draw users and items of the noise uniformly")
     parser.add_argument("--min-profile", type=int, default=CalibrationSettings().min_profile)
     parser.add_argument("--plain", action="store_true", help="without learned similarities and nearest items")

@@ -128,14 +128,11 @@ def settings(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def runs(settings: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """The result of each case, of one process and of two; AMSC runs in both for one of them, which is enough."""
-    cases = []
-    for name, (case, _) in CASES.items():
-        chosen = {**settings, **case}
-        if case["model"].startswith("GUIDER_") and name != "GUIDER_LightGCN":
-            block = case.get("guider", {})
-            calibration = {**block.get("calibration", {}), "cache": str(Path("calibrations").resolve())}
-            chosen["guider"] = {**block, "calibration": calibration}
-        cases.append({"settings": chosen})
+    shared = {"guider.calibration.cache": str(Path("calibrations").resolve())}
+    cases = [
+        {"settings": settings | case | (shared if name.startswith("GUIDER_") and name != "GUIDER_LightGCN" else {})}
+        for name, (case, _) in CASES.items()
+    ]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     single = parallel_runs.train({}, cases)
