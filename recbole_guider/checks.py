@@ -22,7 +22,7 @@ from recbole.evaluator import metric_types
 from recbole.evaluator.register import metric_information
 
 import recbole_guider
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, one_of
 from recbole_guider.resources import properties_dir
 from recbole_guider.settings import NonNegative, Settings, Words, validated
 from recbole_guider.yaml_files import read_yaml
@@ -47,7 +47,20 @@ def _some(name: str, **fields: Any) -> type[Settings]:
 
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+_LOWER = BeforeValidator(lambda name: name.lower() if isinstance(name, str) else name)
+_Text = Annotated[str, Field(min_length=1)]
+_Names = Annotated[list[_Text], Words("a list of names")]
 _Mode = Annotated[str, Field(pattern=r"^(full|labeled|(uni|pop)[1-9]\d*)$")]
+
+
+class _Clipping(Settings):
+    """``clip_grad_norm``: what torch's function of that name takes."""
+
+    max_norm: float
+    norm_type: float = 2.0
+    error_if_nonfinite: bool = False
+    foreach: bool | None = None
+
 
 #: RecBole's settings, as far as a wrong value would be seen late or not at all.
 _RECBOLES = _some(
@@ -56,10 +69,7 @@ _RECBOLES = _some(
     worker=Natural,
     epochs=Natural,
     train_batch_size=Count,
-    learner=Annotated[
-        Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"],
-        BeforeValidator(lambda name: name.lower() if isinstance(name, str) else name),
-    ],
+    learner=Annotated[Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"], _LOWER],
     learning_rate=NonNegative,
     weight_decay=NonNegative,
     embedding_size=Count,
@@ -67,14 +77,15 @@ _RECBOLES = _some(
         "NegativeSettings", sample_num=Count, alpha=NonNegative, dynamic=bool, candidate_num=Natural,
         distribution=Literal["uniform", "popularity"],
     ),
-    clip_grad_norm=dict[str, Any] | None,
+    clip_grad_norm=_Clipping,
     eval_step=int,
     stopping_step=NonNegative,
     loss_decimal_place=Natural,
     metric_decimal_place=Natural,
     eval_batch_size=Count,
     eval_args=_some(
-        "EvaluationSettings", order=Literal["RO", "TO"], split=dict[str, Any] | None, group_by=str | None,
+        "EvaluationSettings", order=Literal["RO", "TO"], split=dict[str, Any] | None,
+        group_by=Annotated[Literal["user", "none"] | None, _LOWER],
         mode=Annotated[
             _Mode | dict[Literal["valid", "test"], _Mode],
             Words("full, labeled, uni<N> or pop<N>, such as uni100; or valid and test with one of these each"),
@@ -84,6 +95,12 @@ _RECBOLES = _some(
     topk=Annotated[Count | Annotated[list[Count], Field(min_length=1)], Words("a whole number >= 1 or a list of them")],
     valid_metric=str,
     backend=Literal["auto", "nccl", "gloo"],
+    state=str,
+    checkpoint_dir=Annotated[_Text, Words("the path of a folder")],
+    benchmark_filename=_Names | None,
+    additional_feat_suffix=_Names | None,
+    alias_of_user_id=_Names | None,
+    alias_of_item_id=_Names | None,
 )
 
 
@@ -104,11 +121,40 @@ def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
         del values["train_neg_sample_args"]  # RecBole's word for none at all
     for schema in (_RECBOLES, parameter_settings(model)):
         validated(schema, {key: values[key] for key in schema.model_fields if key in values}, name)
+    evaluation = values.get("eval_args")
+    if isinstance(evaluation, Mapping) and "split" in evaluation and values.get("benchmark_filename") is None:
+        _check_split(evaluation["split"])
+    negatives = values.get("train_neg_sample_args")
+    if isinstance(negatives, Mapping) and negatives.get("dynamic") and not negatives.get("candidate_num"):
+        raise GuiderError(
+            "train_neg_sample_args.dynamic is True, which draws the best of several candidates: set candidate_num to 1 "
+            "or more."
+        )
     metrics = values.get("metrics", [])
     for metric in [metrics] if isinstance(metrics, str) else metrics:
         _check_metric("metrics", metric)
     if "valid_metric" in values:
         _check_metric("valid_metric", values["valid_metric"].partition("@")[0])
+
+
+def _check_split(split: Any) -> None:
+    """Raise unless ``eval_args.split`` is one of RecBole's ways to split, with what it takes."""
+    if not isinstance(split, Mapping) or len(split) != 1 or not set(split) <= {"RS", "LS", "TS"}:
+        raise GuiderError(
+            f"eval_args.split is {split!r}: it must be a block of RS (three shares, at random), LS (the last ones of "
+            f"each user) or TS (three shares, by time), and of one of them only, e.g. {{'RS': [0.8, 0.1, 0.1]}}."
+        )
+    ((way, value),) = split.items()
+    if way == "LS":
+        one_of("eval_args.split.LS", value, ("valid_and_test", "valid_only", "test_only"))
+        return
+    shares = value if isinstance(value, list) else []
+    numbers = all(isinstance(share, (int, float)) and not isinstance(share, bool) and share >= 0 for share in shares)
+    if len(shares) != 3 or not numbers or shares[0] <= 0:
+        raise GuiderError(
+            f"eval_args.split.{way} is {value!r}: it must be a list of three shares, of training (above 0), validation "
+            f"and test, e.g. [0.8, 0.1, 0.1]."
+        )
 
 
 def _check_metric(key: str, metric: str) -> None:
@@ -144,6 +190,32 @@ def check_valid_metric(config: Any) -> None:
         )
 
 
+def check_evaluation(config: Any, n_items: int) -> None:
+    """Raise if an evaluation could not rank what it is to rank.
+
+    Args:
+        config: a RecBole ``Config``.
+        n_items: the number of items of the data set, without the padding.
+
+    Raises:
+        GuiderError: a list of ``topk`` items is longer than the catalogue, or ranks only what has labels.
+    """
+    needs = {need for metric in map(str.lower, config["metrics"]) for need in metric_information[metric]}
+    if not needs & {"rec.topk", "rec.items", "rec.meanrank"}:
+        return
+    modes = config["eval_args"]["mode"]
+    if "labeled" in (modes.values() if isinstance(modes, Mapping) else [modes]):
+        raise GuiderError(
+            f"eval_args.mode is labeled, which measures predictions of a label (AUC, LogLoss, MAE, RMSE), and metrics "
+            f"has {', '.join(config['metrics'])}, which measure a ranking: change one of the two."
+        )
+    longest = max(config["topk"])
+    if longest > n_items:
+        raise GuiderError(
+            f"topk has {longest}, but {config['dataset']} has {n_items} items: a list can be as long as the catalogue."
+        )
+
+
 def check_outputs(config: Any) -> None:
     """Raise if a run could not write its checkpoints or report to W&B.
 
@@ -167,8 +239,12 @@ def recboles_errors() -> Iterator[None]:
         yield
     except GuiderError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
-        raise GuiderError(f"RecBole does not accept this configuration: {error}") from error
+    except (
+        ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RuntimeError, AssertionError
+    ) as error:
+        # some messages hold whole tables
+        told, *more = str(error).splitlines() or [type(error).__name__]
+        raise GuiderError(f"RecBole does not accept this configuration: {told}{' ..' if more else ''}") from error
 
 
 # -- what property files say of a model's parameters --------------------------------------------------------------

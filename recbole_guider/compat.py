@@ -334,6 +334,34 @@ def torch_amp(trainer_module: ModuleType) -> None:
         )
 
 
+def collected_counts(collector_module: ModuleType) -> None:
+    """Let RecBole evaluate ItemCoverage, GiniIndex, TailPercentage and AveragePopularity.
+
+    Why: their collector moves all that it has collected to the CPU, and of the training data it has numbers and
+        counters, which lie on no device.
+    Can go when RecBole moves tensors only.
+    """
+    import torch
+
+    Collector: Any = collector_module.Collector
+    get_data_struct = Collector.get_data_struct
+
+    @functools.wraps(get_data_struct)
+    def without_counts(self: Any) -> Any:
+        collected = self.data_struct._data_dict
+        counts = {key: value for key, value in collected.items() if not isinstance(value, torch.Tensor)}
+        for key in counts:
+            del collected[key]
+        try:
+            returned = get_data_struct(self)
+        finally:
+            collected.update(counts)
+        returned._data_dict.update(counts)
+        return returned
+
+    Collector.get_data_struct = without_counts
+
+
 def ncl_without_faiss(ncl_module: ModuleType) -> None:
     """Let RecBole's NCL find its clusters with scikit-learn where faiss is not installed.
 
@@ -402,6 +430,7 @@ _SHIMS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "recbole": (quiet_ray, numpy_aliases, scipy_dok_update),
     "recbole.data.dataset.dataset": (pandas_reading, pandas_loading),
     "recbole.data.dataloader.abstract_dataloader": (sampling_within_epoch,),
+    "recbole.evaluator.collector": (collected_counts,),
     "recbole.model.general_recommender.ncl": (ncl_without_faiss,),
     "recbole.trainer.trainer": (torch_load_of_trainers, torch_amp),
     "recbole.quick_start.quick_start": (torch_load_of_quick_start,),

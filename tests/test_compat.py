@@ -16,9 +16,10 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
+from recbole.evaluator import metric_types
 from recbole.quick_start import load_data_and_model
 from recbole.trainer import Trainer
-from recbole.utils import get_model, init_seed
+from recbole.utils import EvaluatorType, get_model, init_seed
 from scipy.sparse import dok_matrix
 
 from recbole_guider import compat
@@ -194,6 +195,25 @@ def test_training_does_not_warn_of_torch(config):
         Trainer(settings, get_model("BPR")(settings, train.dataset)).fit(
             train, valid, saved=False, show_progress=False, verbose=False
         )
+
+
+def test_every_metric_of_a_ranking_can_be_evaluated(config):
+    ranking = [name for name, kind in metric_types.items() if kind == EvaluatorType.RANKING and name != "gauc"]
+    settings = config(metrics=ranking, topk=[3], valid_metric="Recall@3")
+    init_seed(settings["seed"], True)
+    train, valid, test = data_preparation(settings, create_dataset(settings))
+    trainer = Trainer(settings, get_model("BPR")(settings, train.dataset))
+    trainer.fit(train, valid, saved=False, verbose=False)
+    results = trainer.evaluate(test, load_best_model=False)
+    assert set(results) == {f"{name}@3" for name in ranking}
+    # counted again, from the lists themselves; RecBole counts its padding as an item
+    recommended = set()
+    for batch, (_, history, _, _) in zip(test, test, strict=True):
+        scores = trainer.model.full_sort_predict(batch[0]).view(-1, test._dataset.item_num)
+        scores[:, 0] = -torch.inf
+        scores[history] = -torch.inf
+        recommended |= set(scores.topk(3).indices.flatten().tolist())
+    assert results["itemcoverage@3"] == pytest.approx(len(recommended) / test._dataset.item_num, abs=1e-4)
 
 
 def test_applying_again_changes_nothing():

@@ -124,9 +124,16 @@ def test_unknown_protocols_are_named(config):
     [
         ({"eval_mask": "mmrec", "eval_args": {"mode": "uni5"}}, "needs full-sort evaluation"),
         ({"eval_mask": "mmrec", "repeatable": True}, "choose one of them"),
+        ({"topk": [5, 41], "valid_metric": "Recall@5"}, "topk has 41, but toy has 40 items"),
+        ({"eval_args": {"mode": "labeled"}}, "eval_args.mode is labeled, .* and metrics has Recall, .* a ranking"),
     ],
 )
 def test_what_cannot_be_is_said(config, settings, message):
     settings = config(**settings)
     with pytest.raises(GuiderError, match=message):
         prepare_data(settings, build_dataset(settings))
+
+
+def test_lists_may_be_as_long_as_the_catalogue(config):
+    settings = config(topk=[40], valid_metric="Recall@40")
+    prepare_data(settings, build_dataset(settings))

@@ -192,6 +192,8 @@ def _find_features(source: Path, items: pd.Series) -> dict[str, list[Path]]:
     distinct = np.asarray(items.unique(), dtype=str)
     for path in sorted(source.glob("*_feat.npy")):
         name = path.name[: -len("_feat.npy")]
+        if not name:
+            raise GuiderError(f"{path} has no modality in its name: call it e.g. image_feat.npy.")
         array = read_array(path, f"modality {name!r}")
         if array.dtype.kind == "b":
             raise GuiderError(f"modality {name!r}: {path} holds {array.dtype}, not numbers.")
@@ -247,10 +249,13 @@ def _settings(name: str, to: Path, read: _Source) -> str:
     else:
         comment = "No *_feat.npy was found; content goes here, e.g. modalities: {image: {file: image_feat.npy}}"
         sections.append((comment, {"modalities": blocks}))
+    # a list can be as long as the catalogue
+    n_items = read.interactions["item_id"].nunique()
+    cutoffs = [k for k in (10, 20) if k <= n_items] or [n_items]
     sections.append(
         (
             "Measured as in the literature on these data sets: only training items are hidden from the ranking.",
-            {"metrics": ["Recall", "NDCG", "Precision"], "topk": [10, 20], "valid_metric": "Recall@20"},
+            {"metrics": ["Recall", "NDCG", "Precision"], "topk": cutoffs, "valid_metric": f"Recall@{cutoffs[-1]}"},
         )
     )
     sections.append(("", {"eval_mask": "mmrec", "stopping_step": 20}))

@@ -25,6 +25,7 @@ from recbole.data.interaction import Interaction, cat_interactions
 from recbole.utils import FeatureSource, FeatureType, ModelType
 from recbole.utils.argument_list import dataset_arguments
 
+from recbole_guider.checks import check_evaluation, recboles_errors
 from recbole_guider.command_lines import files_argument
 from recbole_guider.data.features import ItemFeatures, load_item_features, modality_files
 from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
@@ -204,6 +205,12 @@ class GuiderDataset(Dataset):
         Noise goes in after splitting and before the samplers are built: negative sampling and masks treat it like
         any other training interaction.
         """
+        by_time = self.benchmark_filename_list is None and self.config["eval_args"]["order"] == "TO"
+        if by_time and self.time_field not in self.inter_feat.columns:
+            raise GuiderError(
+                f"eval_args.order is TO, by time, but the column {self.time_field!r}, which TIME_FIELD names, is not "
+                f"loaded: add it to load_col.inter, or set eval_args.order to RO."
+            )
         datasets = super().build()
         noise = noise_of(self.config)
         if noise.interactions > 0 or noise.deleted > 0:
@@ -291,15 +298,16 @@ def build_dataset(config: Any) -> Dataset:
 
 
 def _read(config: Any, make: Callable[[Any], Dataset]) -> Dataset:
-    try:
-        return make(config)
-    except GuiderError:
-        raise
-    except ValueError as error:
-        missing = _missing_file(config)
-        if missing is None:
+    with recboles_errors():
+        try:
+            return make(config)
+        except GuiderError:
             raise
-        raise GuiderError(missing) from error
+        except ValueError as error:
+            missing = _missing_file(config)
+            if missing is None:
+                raise
+            raise GuiderError(missing) from error
 
 
 def _missing_file(config: Any) -> str | None:
@@ -378,7 +386,11 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
 
     Returns:
         (train, valid, test) loaders.
+
+    Raises:
+        GuiderError: RecBole cannot split the data in this way, or an evaluation could not rank what it is to rank.
     """
+    check_evaluation(config, dataset.item_num - 1)
     protocol = config["eval_mask"] or "recbole"
     backbone = config["backbone"] or config["model"]
     default = Path(config["checkpoint_dir"]) / f"{config['dataset']}-for-{backbone}-dataloader.pth"
@@ -392,7 +404,8 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
     try:
         for key, value in changes.items():
             config[key] = value
-        train, valid, test = data_preparation(config, dataset)
+        with recboles_errors():
+            train, valid, test = data_preparation(config, dataset)
     finally:
         for key, (existed, value) in before.items():
             config[key] = value

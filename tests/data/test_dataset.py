@@ -298,3 +298,19 @@ def test_missing_files_are_named(make_config, folder, tmp_path):
 def test_id_columns_that_are_not_there_are_named(make_config, folder, split, settings, message):
     with pytest.raises(GuiderError, match=message):
         build_dataset(make_config(**settings, **(benchmark(folder) if split == "benchmark" else {})))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"user_inter_num_interval": "[1000,inf)"}, "RecBole does not accept this configuration: Some feat is empty"),
+        ({"val_interval": {"nope": "[3,inf)"}}, r"Field \[nope\] not defined"),
+        ({"encoding": "utf-99"}, "unknown encoding"),
+        ({"eval_args": {"order": "TO"}}, "order is TO, by time, but the column 'timestamp', which TIME_FIELD names"),
+    ],
+)
+def test_what_recbole_refuses_of_the_data_is_one_sentence(make_config, folder, settings, message):
+    config = make_config(**settings)
+    with pytest.raises(GuiderError, match=message) as caught:
+        prepare_data(config, build_dataset(config))
+    assert "\n" not in str(caught.value)
