@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ import recbole_guider
 from recbole_guider.errors import GuiderError, one_of
 from recbole_guider.resources import properties_dir
 from recbole_guider.settings import NonNegative, Settings, Words, validated
+from recbole_guider.whole_files import require_folder
 from recbole_guider.yaml_files import read_yaml
 
 _RECBOLE = Path(recbole.__file__).resolve().parent
@@ -222,12 +222,7 @@ def check_outputs(config: Any) -> None:
     Raises:
         GuiderError: the message names the folder or the package.
     """
-    folder = Path(config["checkpoint_dir"]).absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir():
-        raise GuiderError(f"checkpoint_dir is {config['checkpoint_dir']}: {existing} is a file, and must be a folder.")
-    if not os.access(existing, os.W_OK):
-        raise GuiderError(f"checkpoint_dir is {config['checkpoint_dir']}: {existing} cannot be written to.")
+    require_folder(Path(config["checkpoint_dir"]), "checkpoint_dir")
     if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
         raise GuiderError("log_wandb is True, but the package wandb is not installed: pip install wandb")
 
@@ -365,7 +360,10 @@ def unknown_keys(
         return []
     others = set(_keys_in_properties()) | _keys_in_code()
     of_model = _words_of(model_class)
-    suspects = [key for key in suspects if key not in others and (of_model is None or key not in of_model)]
+    suspects = [key for key in suspects if of_model is None or key not in of_model]
+    # a file may serve many models; what is typed for one run is meant for its model
+    strangers = [key for key in suspects if key in given and key in _parameters_of_models() and of_model is not None]
+    suspects = [key for key in suspects if key not in others]
     notes = []
     for key in suspects:
         sure = key in given or isinstance(files.get(key), Mapping)
@@ -377,6 +375,9 @@ def unknown_keys(
             notes.append(f"{key} (did you mean {near}?)")
         elif key in given and of_model is not None:
             notes.append(str(key))
+    for key in strangers:
+        near = _near(key, known)
+        notes.append(f"{key} ({'a parameter of other models' if near is None else f'did you mean {near}?'})")
     return notes
 
 
@@ -408,11 +409,24 @@ def _keys_in_properties() -> frozenset[str]:
 
 
 @cache
-def _keys_in_code() -> frozenset[str]:
-    """The keys that RecBole or this package reads from a configuration: some are in no property file."""
+def _keys_in_code(models: bool = True) -> frozenset[str]:
+    """The keys that RecBole or this package reads from a configuration: some are in no property file.
+
+    ``models``: also what models alone read.
+    """
     read = re.compile(r"""config(?:_dict)?(?:\[|\.get\()["'](\w+)["']|["'](\w+)["'] (?:not )?in (?:self\.)?config""")
-    texts = (file.read_text("utf-8") for folder in (_RECBOLE, _PACKAGE) for file in folder.rglob("*.py"))
+    files = [(folder, file) for folder in (_RECBOLE, _PACKAGE) for file in folder.rglob("*.py")]
+    texts = (file.read_text("utf-8") for folder, file in files if models or folder / "model" not in file.parents)
     return frozenset(key for text in texts for pair in read.findall(text) for key in pair if key)
+
+
+@cache
+def _parameters_of_models() -> frozenset[str]:
+    """The keys that only the property files of models have, and only models read."""
+    folders = (_RECBOLE / "properties" / "model", properties_dir() / "model")
+    keys = {str(key) for folder in folders for file in folder.glob("*.yaml") for key in read_yaml(file)}
+    shared = {str(key) for file in shared_properties() for key in read_yaml(file)}
+    return frozenset(keys - shared - _keys_in_code(models=False))
 
 
 @cache

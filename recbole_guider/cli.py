@@ -294,7 +294,7 @@ Settings that all trials share can follow as --key=value. A search space is a fi
   learning_rate: {loguniform: [1e-4, 1e-2]}
   embedding_size: {choice: [32, 64]}
   guider.dbpr.eta: {uniform: [0.0, 0.3]}
-  n_layers: {int: [1, 3]}
+  n_ui_layers: {int: [1, 3]}
 """,
     ),
     "calibrate": Command(

@@ -58,7 +58,7 @@ def run_recbole_guider(
     config = GuiderConfig(
         model=model,
         dataset=dataset,
-        config_file_list=list(config_file_list) if config_file_list else None,
+        config_file_list=config_file_list,
         config_dict=dict(config_dict) if config_dict else None,
     )
     result = _run(config, saved)
@@ -370,7 +370,7 @@ def objective_function(
         ``model``, ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``.
     """
     config = GuiderConfig(
-        config_file_list=list(config_file_list) if config_file_list else None,
+        config_file_list=config_file_list,
         config_dict=dict(config_dict) if config_dict else None,
     )
     result = _run(config, saved, verbose=False)

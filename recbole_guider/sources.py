@@ -30,7 +30,7 @@ _LAUNCHER_FLAGS = {
     *("--model", "-m", "--dataset", "-d", "--config_files", "--nproc", "--ip", "--port", "--world_size"),
     "--group_offset",
 }
-_SUBCOMMANDS = {"run", "tune", "audit", "calibrate", "convert", "noise", "benchmark", "models"}
+_SUBCOMMANDS = {"run", "tune", "calibrate", "convert", "noise", "benchmark", "models"}
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:

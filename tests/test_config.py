@@ -433,7 +433,17 @@ def test_keys_that_nothing_reads_give_one_warning(tmp_path, caplog):
         make("--valid_metirc.x=1", files=[file], something=1, mlp_hidden_size=[3])
     assert [record.message for record in caplog.records] == [
         "settings that nothing reads: lerning_rate (did you mean learning_rate?), something, "
-        "valid_metirc (did you mean valid_metric?)"
+        "valid_metirc (did you mean valid_metric?), mlp_hidden_size (a parameter of other models)"
+    ]
+
+
+def test_a_parameter_of_other_models_is_one_that_nothing_reads_where_it_is_typed(caplog):
+    warn_once.cache_clear()
+    make("--n_layers=9", mlp_hidden_size=[3])
+    make("--n_layers=9", model="LightGCN")
+    assert [record.message for record in caplog.records] == [
+        "settings that nothing reads: mlp_hidden_size (a parameter of other models), "
+        "n_layers (did you mean n_ui_layers?)"
     ]
 
 

@@ -46,7 +46,8 @@ def calibration_settings(files: Sequence[str], command_line: Sequence[str]) -> C
 
     block: dict[str, Any] = {}
     for file in files:
-        block = merge(block, {"guider": read_yaml(file).get("guider") or {}})
+        of_guider = {key: value for key, value in read_yaml(file).items() if str(key).partition(".")[0] == "guider"}
+        block = merge(block, of_guider)
     for argument in command_line:
         key, separator, value = argument.removeprefix("--").partition("=")
         if not separator or not key.startswith("guider.calibration."):

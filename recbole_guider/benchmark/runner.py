@@ -26,7 +26,7 @@ from recbole_guider.benchmark.cell import as_json, run_cell
 from recbole_guider.benchmark.spec import Cell, Spec
 from recbole_guider.errors import GuiderError
 from recbole_guider.threads import one_thread
-from recbole_guider.whole_files import write_whole
+from recbole_guider.whole_files import require_folder, write_whole
 
 RESULTS = "results.csv"
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -55,10 +55,11 @@ def run_benchmark(
         The runs that failed, with the reason; all that they printed lies in ``folder/failures``.
 
     Raises:
-        GuiderError: the data of a run that is missing are not there.
+        GuiderError: the data of a run that is missing are not there, or ``folder`` cannot be written to.
     """
     if workers < 0:
         raise GuiderError(f"--workers is {workers}: it must be 0 (in this process) or more.")
+    require_folder(folder, "--out")
     pending: dict[str, list[Cell]] = {}
     outdated: Counter[str] = Counter()
     for cell in spec.cells:

@@ -33,7 +33,7 @@ _ALIKE = 0.6
 
 #: Settings that say where a run works and what it shows, not what it computes.
 _PLACES = {
-    "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders",
+    "data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders",
     "device", "use_gpu", "gpu_id", "backend", "local_rank", "single_spec", "worker", "eval_memory_mb", "show_progress",
     "state", "log_wandb", "wandb_project",
 }
@@ -77,7 +77,7 @@ class Cell:
     @property
     def key(self) -> str:
         """What the run's results depend on beside its data, as a short name: all settings with their defaults, so that
-        a run from before a default changed is another run. Labels do not count, nor the device.
+        a run from before a default changed is another run. Labels do not count, nor the device, nor where the data lie.
         """
         return self._described[0]
 
@@ -90,6 +90,9 @@ class Cell:
     def _described(self) -> tuple[str, DataFiles]:
         config = self.config()
         settings = {key: value for key, value in config.final_config_dict.items() if key not in _PLACES}
+        if config.guider_settings is not None:
+            calibration = {**settings["guider"]["calibration"], "cache": None}
+            settings["guider"] = {**settings["guider"], "calibration": calibration}
         text = json.dumps(settings, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16], data_files(config)
 

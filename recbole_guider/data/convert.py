@@ -13,7 +13,6 @@ of ``<modality>_ids.txt`` where that file exists.
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass, field
 from logging import getLogger
@@ -26,6 +25,7 @@ import yaml
 from recbole_guider.command_lines import run_command
 from recbole_guider.data.features import finite_blocks, read_array, read_ids, row_numbers
 from recbole_guider.data.folder import check_name, new_data_set, written_together
+from recbole_guider.data.tables import read_table
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
 
@@ -125,20 +125,8 @@ def _read_mmrec(source: Path) -> _Source:
 
 def _read_table(path: Path, separator: str, required: dict[str, str]) -> pd.DataFrame:
     """All columns as text; the required ones under their new names."""
-    if not path.is_file():
-        raise GuiderError(f"file {path} does not exist.")
-    try:
-        # The header is read as a row: below a shorter header, pandas takes the first column as an index.
-        table = pd.read_csv(path, sep=separator, header=None, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        longer = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
-        if longer:
-            named, line, found = longer.groups()
-            raise GuiderError(
-                f"{path}, line {line} has {found} fields, but the header names {named} columns; each row needs "
-                f"one field for each column."
-            ) from error
-        raise GuiderError(f"{path} cannot be read as a table ({str(error).strip()}).") from error
+    # the header is read as a row: pandas would rename columns that are there twice
+    table = read_table(path, separator, header=None, keep_default_na=False)
     columns = table.iloc[0].tolist()
     for column, new in required.items():
         if column not in columns:

@@ -29,6 +29,7 @@ from recbole_guider.checks import check_evaluation, recboles_errors
 from recbole_guider.command_lines import files_argument
 from recbole_guider.data.features import ItemFeatures, load_item_features, modality_files
 from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
+from recbole_guider.data.tables import read_table
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import apply_eval_mask, batch_by_memory
 from recbole_guider.settings import GuiderSettings, NoiseSettings
@@ -344,11 +345,9 @@ def _unreadable(file: str, config: Any, loaded: tuple[Any, Any]) -> str | None:
     """
     try:
         # as RecBole reads it: the same words are missing values
-        frame = pd.read_csv(
-            file, sep=config["field_separator"], encoding=config["encoding"], dtype=str, engine="python"
-        )
-    except ValueError as error:  # no table, or another encoding
-        return f"{file} cannot be read as a table ({error})."
+        frame = read_table(Path(file), config["field_separator"], config["encoding"], engine="python")
+    except GuiderError as error:
+        return str(error)
     types = [kind.value for kind in FeatureType]
     for position, head in enumerate(frame.columns):
         column, _, kind = str(head).partition(":")
@@ -475,11 +474,10 @@ def _disturb(datasets: list[GuiderDataset], noise: NoiseSettings) -> None:
 
 def _recorded_keys(train: GuiderDataset, name: str) -> np.ndarray:
     """The pairs of a file of user and item tokens, as sorted keys of the training split."""
-    path = Path(name).expanduser()
-    path = path if path.is_absolute() else Path(train.config["data_path"]) / path
+    path = _beside(train.config, name)
     if not path.is_file():
         raise GuiderError(f"noise.recorded is {name}: there is no file {path}.")
-    frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    frame = read_table(path, "\t", keep_default_na=False)
     frame.columns = pd.Index([str(column).partition(":")[0] for column in frame.columns])
     ids = []
     for field in (train.uid_field, train.iid_field):
@@ -491,6 +489,11 @@ def _recorded_keys(train: GuiderDataset, name: str) -> np.ndarray:
             raise GuiderError(f"noise.recorded: {path} names {field} {unknown!r}, which the data set does not have.")
         ids.append(frame[field].map(known).to_numpy(dtype=np.int64))
     return np.unique(ids[0] * train.item_num + ids[1])
+
+
+def _beside(config: Any, name: str) -> Path:
+    """A file that a setting names, in the folder of the data set unless its path is absolute."""
+    return Path(config["data_path"]) / Path(name).expanduser()
 
 
 def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -508,7 +511,8 @@ def dataset_settings(config: Any, *, loaders: bool = False) -> dict[str, Any]:
     """The settings that a built data set (or, with ``loaders``, a set of loaders) depends on."""
     keys = [*dataset_arguments, "dataset", "data_path", "seed", "repeatable", "encoding", "modalities"]
     if loaders:
-        keys += ["eval_args", "train_batch_size", "eval_batch_size", "train_neg_sample_args", "MODEL_INPUT_TYPE"]
+        keys += ["eval_args", "shuffle", "worker", "train_batch_size", "eval_batch_size", "train_neg_sample_args"]
+        keys += ["MODEL_INPUT_TYPE"]
     return {"settings": {key: config[key] for key in keys}, "noise": noise_of(config).model_dump()}
 
 
@@ -517,6 +521,8 @@ def dataset_fingerprint(config: Any, *, loaders: bool = False) -> str:
     folder = Path(config["data_path"])
     files = set(modality_files(config))
     files |= set(folder.glob(f"{config['dataset']}.*")) if folder.is_dir() else set()
+    recorded = noise_of(config).recorded
+    files |= {_beside(config, recorded)} if recorded is not None else set()
     stats = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
     state = {**dataset_settings(config, loaders=loaders), "files": stats}
     return json.dumps(state, sort_keys=True, default=str, indent=1)

@@ -30,6 +30,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
+from recbole_guider.data.tables import read_table
 from recbole_guider.errors import GuiderError
 
 MODALITY_KEYS = ("file", "ids", "columns", "encoder", "dim", "seed")
@@ -458,11 +459,10 @@ def _from_columns(name: str, block: Mapping[str, Any], tokens: np.ndarray, confi
 
 def _read_atomic(path: Path, config: Any) -> tuple[pd.DataFrame, dict[str, str]]:
     """A whole atomic file as text, missing values as NaN, and the type of each column."""
-    frame = pd.read_csv(
+    frame = read_table(
         path,
-        sep=config["field_separator"] or "\t",
-        encoding=config["encoding"] or "utf-8",
-        dtype=str,
+        config["field_separator"] or "\t",
+        config["encoding"] or "utf-8",
         engine="python",  # what RecBole reads with: the same rules for quotes and stray separators
         keep_default_na=False,
         na_values=[""],

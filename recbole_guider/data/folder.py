@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recbole_guider.errors import GuiderError
+from recbole_guider.whole_files import require_folder
 
 
 def check_name(name: str) -> None:
@@ -21,13 +22,9 @@ def new_data_set(to: Path, name: str) -> Path:
     """Path of the YAML file ``to/<name>.yaml`` of a data set that does not exist yet.
 
     Raises:
-        GuiderError: it, or the folder ``to/<name>``, exists; or a file is where ``to`` or a folder above it should be.
+        GuiderError: it, or the folder ``to/<name>``, exists; or ``to`` is no folder that can be written to.
     """
-    for folder in (to, *to.parents):
-        if folder.exists():
-            if not folder.is_dir():
-                raise GuiderError(f"{folder} is a file; --to must be a folder, or a path where one can be made.")
-            break
+    require_folder(to, "--to")
     yaml_file = to / f"{name}.yaml"
     for target in (to / name, yaml_file):
         if target.exists():

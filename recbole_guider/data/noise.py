@@ -207,6 +207,8 @@ def gaussian_features(features: Mapping[str, ItemFeatures], ratio: Shares, seed:
 
 
 def _shares(features: Mapping[str, ItemFeatures], ratio: Shares, what: str) -> dict[str, float]:
+    if not isinstance(ratio, Mapping) and ratio > 0 and not features:
+        raise GuiderError(f"the share of {what} features is {ratio:g}, but this data set has no modalities.")
     shares = dict(ratio) if isinstance(ratio, Mapping) else dict.fromkeys(features, ratio)
     for name, share in shares.items():
         if name not in features:

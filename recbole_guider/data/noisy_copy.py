@@ -17,6 +17,7 @@ from recbole_guider.config import GuiderConfig
 from recbole_guider.data.convert import SPLITS
 from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of
 from recbole_guider.data.folder import check_name, new_data_set, written_together
+from recbole_guider.data.tables import read_table
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
 from recbole_guider.sources import merge
@@ -24,6 +25,11 @@ from recbole_guider.yaml_files import read_yaml, write_yaml
 
 #: Settings of the source that say how a run on the copy is measured.
 _MEASURED_BY = ("metrics", "topk", "valid_metric", "eval_mask", "stopping_step")
+#: Settings of the source that say what its columns are, with RecBole's defaults.
+_COLUMNS = {
+    "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "RATING_FIELD": "rating", "TIME_FIELD": "timestamp",
+    "LABEL_FIELD": "label", "seq_separator": " ",
+}
 
 
 def write_noisy_copy(
@@ -82,6 +88,8 @@ def write_noisy_copy(
     if len(splits) != len(SPLITS):
         raise GuiderError(f"the data set has {len(splits)} splits: a copy needs train, valid and test.")
     features = source.item_features  # read before anything is written
+    for modality in features:
+        check_name(modality)  # it becomes part of a file's name
     # of a split without noise: joining interactions, as noise does, leaves their columns in any order
     fields = list(splits[1].inter_feat.columns)
 
@@ -106,6 +114,7 @@ def write_noisy_copy(
             "data_path": str(to.resolve()), "load_col": load_col, "benchmark_filename": list(SPLITS),
             "modalities": blocks, "noise": {"recorded": f"{name}.injected.inter"},
         }
+        settings |= {key: config[key] for key, default in _COLUMNS.items() if config[key] != default}
         settings |= {key: config[key] for key in _MEASURED_BY}
         settings["eval_args"] = {"mode": config["eval_args"]["mode"]}
         if config["repeatable"]:  # false is the default, but not of sequential models
@@ -172,18 +181,17 @@ def _pairs(part: GuiderDataset, users: np.ndarray, items: np.ndarray) -> pd.Data
 def _copy_tables(source: GuiderDataset, inside: Path, name: str) -> dict[str, Any]:
     """The source's .user and .item files, cut to the users and items that are left, and what to load of them."""
     load_col = {}
-    loaded = source.config["load_col"] or {}
+    loaded = source.config["load_col"]  # null: every table, and all of it
     for suffix, field in (("user", source.uid_field), ("item", source.iid_field)):
         file = Path(source.dataset_path) / f"{source.dataset_name}.{suffix}"
-        if suffix not in loaded or not file.is_file():
+        if loaded is not None and suffix not in loaded or not file.is_file():
             continue
-        encoding = source.config["encoding"] or "utf-8"
-        frame = pd.read_csv(
-            file, sep=source.config["field_separator"] or "\t", dtype=str, keep_default_na=False, engine="python",
-            encoding=encoding,
+        frame = read_table(
+            file, source.config["field_separator"] or "\t", source.config["encoding"] or "utf-8", engine="python",
+            keep_default_na=False,
         )
         column = next(column for column in frame.columns if str(column).partition(":")[0] == field)
         known = set(np.asarray(source.field2id_token[field])[1:].tolist())
         frame[frame[column].isin(known)].to_csv(inside / f"{name}.{suffix}", sep="\t", index=False)
-        load_col[suffix] = loaded[suffix]
+        load_col[suffix] = "*" if loaded is None else loaded[suffix]
     return load_col

@@ -35,8 +35,13 @@ from recbole_guider.tuning.space import Space, read_space
 from recbole_guider.tuning.tables import evaluation_table, trial_table, write_tables
 from recbole_guider.tuning.trial import run_trial
 from recbole_guider.tuning.winner import best_settings, test_winner, write_best
+from recbole_guider.whole_files import require_folder
 from recbole_guider.yaml_files import read_yaml
 
+#: What trials must have in common to be compared, and what belongs to a single run.
+_OF_ALL_TRIALS = (
+    "dataset", "epochs", "eval_step", "valid_metric", "eval_args", "eval_mask", "resume", "replay", "checkpoint_dir",
+)
 #: Files of a sweep's folder.
 DEFINITION, JOURNAL, TRIALS = "sweep.json", "journal.jsonl", "trials"
 
@@ -104,6 +109,7 @@ def tune_guider(
         KeyboardInterrupt: after Ctrl-C; the sweep can be resumed.
     """
     folder = Path(out).absolute()
+    require_folder(folder, "out")
     given: dict[str, Any] = {
         "samples": samples, "sampler": sampler, "scheduler": scheduler, "cpus_per_trial": cpus_per_trial,
         "gpus_per_trial": gpus_per_trial, "max_concurrent": max_concurrent, "time_budget": time_budget,
@@ -129,7 +135,7 @@ def tune_guider(
         definition = _define(settings, config, read_space(space), seeds, given, on_cluster=address is not None)
         folder.mkdir(parents=True, exist_ok=True)
     with _ray(address):
-        definition = _with_gpus(definition)
+        definition = _with_resources(definition, shared=address is not None)
         return _run(definition, folder, resume, verbose)
 
 
@@ -243,13 +249,16 @@ def _check_space(definition: SweepDefinition, config: GuiderConfig) -> None:
             raise GuiderError(
                 f"the search space names {setting.key}, which is no setting of {config['model']}; {advice}"
             )
-        if head in ("epochs", "eval_step", "valid_metric", "resume", "replay", "checkpoint_dir"):
+        if head in _OF_ALL_TRIALS:
             raise GuiderError(f"the search space names {setting.key}: trials could not be compared; remove it.")
+        if head == "guider" and definition.settings.get("guider") is False:
+            raise GuiderError(f"the search space names {setting.key}, but guider is False for all trials.")
         if setting.key == "seed" and definition.seeds:
             raise GuiderError("the search space names seed, and seeds is given: use one of the two.")
         for value in setting.extremes():
             try:
-                configuration(definition.trial_settings({setting.key: value}))
+                tried = configuration(definition.trial_settings({setting.key: value}))
+                check_valid_metric(tried)
             except GuiderError as error:
                 raise GuiderError(f"the search space gives {setting.key} the value {value!r}: {error}") from error
 
@@ -290,12 +299,29 @@ def _check_unchanged(
             )
 
 
-def _with_gpus(definition: SweepDefinition) -> SweepDefinition:
-    if definition.gpus_per_trial is not None:
-        return definition
+def _with_resources(definition: SweepDefinition, shared: bool) -> SweepDefinition:
+    """With the GPUs of a trial decided by what there is.
+
+    Args:
+        definition: the sweep.
+        shared: whether Ray is a cluster, to which machines may come that it does not have yet.
+
+    Raises:
+        GuiderError: a trial would wait forever for what this machine does not have.
+    """
     import ray
 
-    return replace(definition, gpus_per_trial=1 if ray.cluster_resources().get("GPU", 0) else 0)
+    there = ray.cluster_resources()
+    if definition.gpus_per_trial is None:
+        definition = replace(definition, gpus_per_trial=1 if there.get("GPU", 0) else 0)
+    for key, kind in (("cpus_per_trial", "CPU"), ("gpus_per_trial", "GPU")):
+        wanted, available = getattr(definition, key), there.get(kind, 0)
+        if wanted > available:
+            has = f"{key} is {wanted:g}, but {'the cluster' if shared else 'this machine'} has {available:g} {kind}s"
+            if not shared:
+                raise GuiderError(f"{has}: no trial could start.")
+            logging.getLogger().warning(f"{has}: trials wait for more machines")
+    return definition
 
 
 # -- running it ---------------------------------------------------------------------------------------------------
@@ -421,13 +447,19 @@ def _tune(definition: SweepDefinition, folder: Path, resume: bool, verbose: bool
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
     """Without Tune's tracebacks of failed trials: their messages are told, and lie in their folders in full."""
-    logger = logging.getLogger("ray.tune")
-    found = logger.level
-    logger.setLevel(logging.CRITICAL)
+    levels = {
+        "ray.tune": logging.CRITICAL,
+        # says that trials wait for resources
+        "ray.tune.execution.insufficient_resources_manager": logging.WARNING,
+    }
+    found = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(found)
+        for name, level in found.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextmanager

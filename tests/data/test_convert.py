@@ -259,7 +259,7 @@ def test_targets_and_names(csv, tmp_path):
     with pytest.raises(GuiderError, match=r"out/shop already exists"):
         convert(csv, out, "csv")
     for to in (out / "shop.yaml", out / "shop.yaml" / "further"):
-        with pytest.raises(GuiderError, match=r"out/shop\.yaml is a file; --to must be a folder"):
+        with pytest.raises(GuiderError, match=r"--to is .*out/shop\.yaml is a file, and must be a folder"):
             convert(csv, to, "csv")
     shutil.rmtree(out / "shop")
     with pytest.raises(GuiderError, match=r"out/shop\.yaml already exists"):
@@ -282,3 +282,19 @@ def test_a_failure_while_writing_leaves_nothing_behind(csv, tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         convert(csv, tmp_path / "out", "csv")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_small_catalogue_is_measured_by_shorter_lists(csv, tmp_path):
+    table = pd.read_csv(csv / "interactions.csv")
+    few = table["item"].unique()[:6]
+    table[table["item"].isin(few)].drop(columns="split").to_csv(csv / "interactions.csv", index=False)
+    for file in csv.glob("*_feat.npy"):
+        file.unlink()
+    settings = yaml.safe_load(convert(csv, tmp_path / "out", "csv").read_text())
+    assert (settings["topk"], settings["valid_metric"]) == ([6], "Recall@6")
+
+
+def test_a_feature_file_needs_the_name_of_its_modality(csv, tmp_path):
+    np.save(csv / "_feat.npy", np.zeros((3, 1)))
+    with pytest.raises(GuiderError, match="_feat.npy has no modality in its name"):
+        convert(csv, tmp_path / "out", "csv")

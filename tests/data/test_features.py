@@ -271,6 +271,20 @@ def test_columns_without_an_item_file(folder, make_dataset):
         _ = make_dataset(modalities={"m": {"columns": ["title"]}}).item_features
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"item_id:token\ttitle:token_seq\n1\ta b\n2\tc\td\n", "line 3 has 3 fields, but the header names 2 columns"),
+        ("item_id:token\ttitle:token_seq\n1\tcafé\n".encode("latin-1"), "cannot be read as a table .*codec"),
+        (b"", "cannot be read as a table"),
+    ],
+)
+def test_an_item_file_that_is_no_table_is_named(folder, make_dataset, content, message):
+    (folder / "toy.item").write_bytes(content)
+    with pytest.raises(GuiderError, match=rf"toy\.item.*{message}"):
+        _ = make_dataset(modalities={"m": {"columns": ["title"]}}).item_features
+
+
 def test_ml100k_is_multimodal_with_nothing_to_download(make_config):
     config = make_config("ml-100k")
     dataset = GuiderDataset(config)

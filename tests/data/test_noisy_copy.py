@@ -107,6 +107,22 @@ def test_tables_of_the_source_come_along_without_unknown_items(source: Path, tmp
     assert copy[0].item_feat is not None
 
 
+def test_a_copy_names_its_columns_and_loads_all_where_the_source_does(source: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(source.read_text())
+    settings |= {"load_col": None, "USER_ID_FIELD": "who", "ITEM_ID_FIELD": "what", "seq_separator": "|"}
+    source.write_text(yaml.safe_dump(settings))
+    for file in ("toy.inter", "toy.item"):
+        path = tmp_path / "toy" / file
+        text = path.read_text().replace("user_id:", "who:", 1).replace("item_id:", "what:", 1)
+        path.write_text("\n".join(text.splitlines()[:21 if file == "toy.item" else None]) + "\n")
+    assert main(["noise", "--dataset=toy", f"--config_files={source}", f"--to={tmp_path / 'copies'}",
+                 "--noise.interactions=0.2"]) == 0
+    config = GuiderConfig("BPR", "toy-noisy", [tmp_path / "copies" / "toy-noisy.yaml"], command_line=[])
+    train = build_dataset(config).build()[0]
+    assert (train.uid_field, train.iid_field, config["seq_separator"]) == ("who", "what", "|")
+    assert "class" in train.item_feat.columns and train.is_injected.any()
+
+
 def test_the_noise_may_stand_in_the_guider_block_of_a_file(source: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(source.read_text())
     settings["guider"] = {"noise": {"interactions": 0.3}}
@@ -178,6 +194,8 @@ def test_the_examples_of_the_help_work_on_the_default_data_set(tmp_path: Path) -
         (["--noise.interactions=99", "--noise.items=clickbait", "--noise.clickbait_items=1.0"],
          "pairs of users and items are free; lower the ratio."),
         (["--noise.features.sound=0.1"], "names the modality 'sound': this data set has image, text"),
+        (["--noise.features=0.5", "--modalities.image=null", "--modalities.text=null"],
+         "the share of shuffled features is 0.5, but this data set has no modalities."),
         (["--noise.item=uniform"], "noise.item is not a setting; did you mean noise.items?"),
     ],
 )
@@ -197,3 +215,7 @@ def test_recorded_pairs_must_exist(source: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs").write_text("user_id\titem_id\nu1\tzzz\n")
     with pytest.raises(GuiderError, match=r"names item_id 'zzz', which the data set does not have"):
         splits_of("toy", source, noise={"recorded": str(tmp_path / "pairs")})
+    for text, message in (("", "cannot be read as a table"), ("user_id\titem_id\nu1\t1\t2\n", "more fields than")):
+        (tmp_path / "pairs").write_text(text)
+        with pytest.raises(GuiderError, match=message):
+            splits_of("toy", source, noise={"recorded": str(tmp_path / "pairs")})
