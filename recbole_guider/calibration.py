@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_guider.amsc import Calibration, calibrate
+from recbole_guider.amsc import Calibration, Level, calibrate
 from recbole_guider.calibration_cache import calibration_key, kept
 from recbole_guider.data.features import require_content
 from recbole_guider.detection import detection_report
@@ -21,7 +21,12 @@ CLEAN_PROBABILITY = "clean_probability"
 
 
 def calibrate_dataset(
-    config: Any, dataset: Any, *, behaviour_embeddings: np.ndarray | None = None, cache: Path | None = None
+    config: Any,
+    dataset: Any,
+    *,
+    behaviour_embeddings: np.ndarray | None = None,
+    level: Level | None = None,
+    cache: Path | None = None,
 ) -> Calibration:
     """Run AMSC on the interactions of a training set.
 
@@ -30,6 +35,7 @@ def calibrate_dataset(
         dataset: the training part of a GuiderDataset.
         behaviour_embeddings: item vectors ``[n_items, d]`` in RecBole's item ids that replace co-occurrence as the
             behaviour modality (recalibration from the teacher).
+        level: of the first calibration, which one from embeddings keeps.
         cache: a folder that keeps calibrations; see :func:`~recbole_guider.calibration_cache.kept`. Calibrations from
             embeddings are not kept, as no other run has the same.
 
@@ -68,7 +74,7 @@ def calibrate_dataset(
     def compute() -> Calibration:
         return calibrate(
             users, items, content, **sizes, settings=settings.calibration, seed=seed,
-            behaviour_embeddings=None if behaviour_embeddings is None else behaviour_embeddings[1:],
+            behaviour_embeddings=None if behaviour_embeddings is None else behaviour_embeddings[1:], level=level,
         )
 
     if cache is None or behaviour_embeddings is not None or settings.calibration.method == "none":

@@ -65,8 +65,10 @@ def compare(ours: Mapping[int, pd.Series], theirs: Mapping[int, pd.Series]) -> C
 
     With d_us the difference for user u and seed s, the tests look at ``mean_s d_us`` over users (would other users see
     the difference?) and at ``mean_u d_us`` over seeds (would other random numbers?). Each alone leaves out the other's
-    spread: call a difference significant only if both do. The interval adds the two variances of the mean,
-    ``var_u / n_users + var_s / n_seeds``.
+    spread: call a difference significant only if both do. The interval adds the two variances of the mean, v_u =
+    ``var_u / n_users`` and v_s = ``var_s / n_seeds``, and is Student's with Welch's and Satterthwaite's degrees of
+    freedom, ``(v_u + v_s)^2 / (v_u^2 / (n_users - 1) + v_s^2 / (n_seeds - 1))``. Of a single seed it has the users'
+    spread alone.
 
     Args:
         ours, theirs: seed -> a metric of every user, indexed by user. Seeds that only one side has are left out.
@@ -88,10 +90,7 @@ def compare(ours: Mapping[int, pd.Series], theirs: Mapping[int, pd.Series]) -> C
         raise GuiderError("the users differ between seeds (splits that depend on the seed): nothing can be paired.")
     by_user, by_seed = differences.mean(axis=1).to_numpy(), differences.mean(axis=0).to_numpy()
     mean = float(by_user.mean())
-    variance = float(by_user.var(ddof=1)) / len(by_user) if len(by_user) > 1 else 0.0
-    if len(seeds) > 1:
-        variance += float(by_seed.var(ddof=1)) / len(by_seed)
-    margin = float(stats.norm.ppf(0.975)) * variance**0.5
+    margin = _margin([sample for sample in (by_user, by_seed) if len(sample) > 1])
     baseline = float(np.mean([theirs[seed].mean() for seed in seeds]))
     return Comparison(
         ours=baseline + mean,
@@ -106,6 +105,15 @@ def compare(ours: Mapping[int, pd.Series], theirs: Mapping[int, pd.Series]) -> C
         users=len(by_user),
         seeds=len(seeds),
     )
+
+
+def _margin(samples: Sequence[np.ndarray]) -> float:
+    """Half of the 95% interval of a mean whose variance is the sum of those of the means of ``samples``."""
+    parts = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
+    if not parts.sum():
+        return 0.0
+    freedom = parts.sum() ** 2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, samples, strict=True))
+    return float(stats.t.ppf(0.975, freedom) * parts.sum() ** 0.5)
 
 
 def paired_t(differences: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from recbole.trainer import Trainer
 from recbole.utils import early_stopping, get_trainer, set_color
 from tqdm import tqdm
 
-from recbole_guider.amsc import Calibration
+from recbole_guider.amsc import Calibration, Level
 from recbole_guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
 from recbole_guider.checkpoint import PlainCheckpoints, load_optimizers, optimizer_states
 from recbole_guider.denoising.training import DenoisingTraining
@@ -119,6 +119,8 @@ class GuiderTraining(PlainCheckpoints):
         super().__init__(config, model)
         self.settings = config.guider_settings
         self.calibration: Calibration | None = None
+        #: of the first calibration, which later ones keep
+        self._level: Level | None = None
         folder = self.settings.calibration.cache
         #: how long the latest calibration took
         self.calibration_seconds: float | None = None
@@ -148,9 +150,10 @@ class GuiderTraining(PlainCheckpoints):
         # RecBole would hand every parameter to one optimiser; the teacher has one of its own.
         kwargs.setdefault("params", list(self.model.student.parameters()))
         optimizer = super()._build_optimizer(**kwargs)
-        for group in optimizer.param_groups:
-            if "fused" in group and "foreach" in group:
-                # one kernel for a whole step, several times faster on a CPU; RecBole does not ask for it
+        # one kernel for a whole step, several times faster on a CPU; RecBole does not ask for it. Other optimisers keep
+        # numbers that a fused step needs on the device, and have made them by now
+        if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)):
+            for group in optimizer.param_groups:
                 group["fused"], group["foreach"] = True, False
         return optimizer
 
@@ -168,9 +171,12 @@ class GuiderTraining(PlainCheckpoints):
             )
         self.calibration = once(
             lambda: calibrate_dataset(
-                self.config, dataset, behaviour_embeddings=behaviour_embeddings, cache=self.calibration_cache
+                self.config, dataset, behaviour_embeddings=behaviour_embeddings, level=self._level,
+                cache=self.calibration_cache,
             )
         )
+        if self._level is None and self.settings.calibration.recalibrate_every:
+            self._level = self.calibration.level
         self.clean_probability = torch.from_numpy(self.calibration.training_probability)
         self.calibration_summary = summary(self.calibration, dataset)
         self.calibration_seconds = time() - start
@@ -346,6 +352,10 @@ class GuiderTraining(PlainCheckpoints):
             "student_order": self._student_order.get_state(),
             "clean_probability": self.clean_probability,
             "calibration": self.calibration_summary,
+            "level": self._level and {
+                "clean_probability": torch.as_tensor(self._level.clean_probability),
+                "noise_rate": self._level.noise_rate,
+            },
         }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -358,6 +368,9 @@ class GuiderTraining(PlainCheckpoints):
         self._student_order.set_state(state["student_order"].cpu())
         self.clean_probability = state["clean_probability"].cpu()
         self.calibration_summary = state["calibration"]
+        level = state.get("level")  # checkpoints of older versions have none
+        if level is not None:
+            self._level = Level(level["clean_probability"].cpu().numpy(), level["noise_rate"])
 
 
 class GuiderTrainer(GuiderTraining, MirrorGradientTrainer):

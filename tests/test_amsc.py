@@ -695,6 +695,31 @@ def test_behaviour_by_given_embeddings():
             assert result.evidence["behaviour"][k] == pytest.approx(np.mean(unit[rest] @ unit[i]), abs=1e-5)
 
 
+def test_embeddings_that_have_seen_the_pairs_order_them_at_the_level_of_another_calibration():
+    users, items, features, n_users, n_items = world()
+    users, items, noise = inject(users, items, n_users, n_items, 0.2, 0)
+    seen = np.zeros((n_users, n_items))
+    seen[users, items] = 1.0
+    scale = 1 / np.sqrt(np.maximum(seen.sum(1, keepdims=True), 1) * np.maximum(seen.sum(0, keepdims=True), 1))
+    _, strength, directions = np.linalg.svd(seen * scale, full_matrices=False)
+    vectors = directions[:40].T * strength[:40]
+    given = {"n_users": n_users, "n_items": n_items, "settings": CalibrationSettings(learned=False, nearest=False)}
+    first = calibrate(users, items, features, **given)
+    alone = calibrate(users, items, features, **given, behaviour_embeddings=vectors)
+    again = calibrate(users, items, features, **given, behaviour_embeddings=vectors, level=first.level)
+    # noise is closer to its profile than null pairs are: hardly any of it is seen as such
+    assert alone.noise_rate < 0.2 * first.noise_rate
+    assert again.noise_rate == first.noise_rate
+    np.testing.assert_array_equal(np.sort(again.clean_probability), np.sort(first.clean_probability))
+    long = np.bincount(users, minlength=n_users)[users] >= 3
+    np.testing.assert_array_equal(again.clean_probability[~long], first.clean_probability[~long])
+    p, other = again.clean_probability[long].astype(float), alone.clean_probability[long].astype(float)
+    lower = other[:, None] < other[None, :] - 1e-6
+    assert not (lower & (p[:, None] > p[None, :])).any()
+    assert again.clean_probability[noise].mean() < again.clean_probability[~noise].mean() - 0.1
+    assert all(again.is_clean[users == user].any() for user in np.unique(users))
+
+
 # ---------------------------------------------------------------- edges
 
 

@@ -156,6 +156,15 @@ def test_every_choice_of_the_block_trains(block: dict[str, Any], toy: dict[str, 
     assert np.isfinite(list(result["test_result"].values())).all()
 
 
+@pytest.mark.parametrize("learner", ["adagrad", "sgd"])
+def test_a_fused_step_is_asked_of_optimisers_that_make_its_state_late(learner: str, toy: dict[str, Any]) -> None:
+    config = GuiderConfig("GUIDER_FREEDOM", "toy", config_dict={**toy, "learner": learner}, command_line=[])
+    trainer, train, _, _ = _prepare(config)
+    for optimizer in (trainer.optimizer, trainer.teacher_optimizer):
+        assert bool(optimizer.param_groups[0]["fused"]) is (learner == "sgd")
+    trainer.fit(train, None, saved=False)
+
+
 def test_a_backbone_without_matrices_distils_on_candidates(toy: dict[str, Any]) -> None:
     result = run_recbole_guider("GUIDER_NeuMF", "toy", config_dict=toy)
     assert np.isfinite(list(result["test_result"].values())).all()
@@ -192,8 +201,9 @@ def test_gradients_of_the_teacher_do_not_count_in_the_students_clipping(toy: dic
     assert seen and all(gradient is None for batch in seen for gradient in batch)
 
 
-def test_mixed_precision_runs(toy: dict[str, Any]) -> None:
-    result = run_recbole_guider("GUIDER_FREEDOM", "toy", config_dict={**toy, "enable_amp": True})
+@pytest.mark.parametrize("model", ["GUIDER_FREEDOM", "SMORE", "DAMRS"])
+def test_mixed_precision_runs(model: str, toy: dict[str, Any]) -> None:
+    result = run_recbole_guider(model, "toy", config_dict={**toy, "enable_amp": True})
     assert np.isfinite(list(result["test_result"].values())).all()
 
 

@@ -81,8 +81,10 @@ def test_a_comparison_pairs_users_and_seeds() -> None:
     assert found.relative == pytest.approx(found.difference / found.theirs)
     assert found.p_users == pytest.approx(stats.ttest_1samp(d.mean(axis=1), 0).pvalue)
     assert found.p_seeds == pytest.approx(stats.ttest_1samp(d.mean(axis=0), 0).pvalue)
-    error = np.sqrt(d.mean(axis=1).var(ddof=1) / 200 + d.mean(axis=0).var(ddof=1) / 5)
-    assert found.high - found.low == pytest.approx(2 * 1.959964 * error, rel=1e-5)
+    of_users, of_seeds = d.mean(axis=1).var(ddof=1) / 200, d.mean(axis=0).var(ddof=1) / 5
+    freedom = (of_users + of_seeds) ** 2 / (of_users**2 / 199 + of_seeds**2 / 4)
+    width = 2 * stats.t.ppf(0.975, freedom) * np.sqrt(of_users + of_seeds)
+    assert found.high - found.low == pytest.approx(width, rel=1e-5)
     assert (found.users, found.seeds) == (200, 5)
     assert compare({0: ours[0]}, theirs).seeds == 1 and np.isnan(compare({0: ours[0]}, theirs).p_seeds)
 
@@ -91,6 +93,11 @@ def test_the_tests_find_an_effect_and_keep_their_level() -> None:
     assert compare(*measured(0.05)).p_users < 1e-6
     false = [compare(*measured(0.0, seed=seed)).p_users < 0.05 for seed in range(200)]
     assert 2 <= sum(false) <= 20  # 10 expected
+
+
+def test_the_interval_of_two_seeds_covers_no_difference_often_enough() -> None:
+    found = [compare(*measured(0.0, users=100, seeds=2, seed=seed)) for seed in range(200)]
+    assert sum(each.low <= 0 <= each.high for each in found) >= 180  # 190 expected; a normal interval has some 175
 
 
 def test_what_cannot_be_paired_is_said() -> None:

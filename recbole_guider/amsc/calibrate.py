@@ -17,6 +17,23 @@ from recbole_guider.settings import CalibrationSettings
 Feature = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 
+#: A noise rate below all f/f0: probabilities that are computed with it have the order of the evidence, without ties.
+_ORDERING_RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much of the data is noise and how sure that is: what :func:`calibrate` can take from another calibration.
+
+    Attributes:
+        clean_probability: float [nnz], of that calibration, for the same interactions.
+        noise_rate: the share of noise that it found.
+    """
+
+    clean_probability: ArrayLike
+    noise_rate: float
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What AMSC says about each interaction.
@@ -56,6 +73,11 @@ class Calibration:
         return np.where(self.is_clean, np.maximum(self.clean_probability, np.float32(0.5)), self.clean_probability)
 
     @property
+    def level(self) -> Level:
+        """What another calibration of the same interactions can take over."""
+        return Level(self.clean_probability, self.noise_rate)
+
+    @property
     def n_true(self) -> int:
         """Number of interactions that count as clean."""
         return int(self.is_clean.sum())
@@ -76,6 +98,7 @@ def calibrate(
     settings: CalibrationSettings | None = None,
     seed: int = 0,
     behaviour_embeddings: ArrayLike | tuple[ArrayLike | None, ArrayLike] | None = None,
+    level: Level | None = None,
 ) -> Calibration:
     """AMSC: how probable it is that each observed interaction is clean (this project's definitions).
 
@@ -100,7 +123,12 @@ def calibrate(
         settings: ``guider.calibration``; None: the defaults.
         seed: of every random choice made here.
         behaviour_embeddings: item embeddings [n_items, d] that stand in for co-occurrence as the behaviour modality
-            (or (user embeddings, item embeddings), of which the items' are used).
+            (or (user embeddings, item embeddings), of which the items' are used). If they were trained on these
+            interactions, noise is more similar to its profile than a null pair is: they order the pairs, but say too
+            little noise; give ``level`` with them.
+        level: of another calibration of the same interactions. Its probabilities are then dealt out anew, in the order
+            of the evidence that is found here, to the pairs of users with a profile to judge by (ties: in the order of
+            that calibration); the noise rate is taken over.
 
     Returns:
         Calibration, in the order of the input.
@@ -123,6 +151,8 @@ def calibrate(
     profiles = build_profiles(users, items, n_users, n_items)
     if settings.method == "none":
         return _all_clean(len(profiles.inverse), n_items)
+    if level is not None:
+        settings = settings.model_copy(update={"noise_rate": _ORDERING_RATE})
     modalities = modality_list(features, settings.modalities, n_items)
     check_modalities(modalities, settings.behaviour or behaviour_embeddings is not None)
     counts = LogCounts.of(profiles, settings)
@@ -132,8 +162,13 @@ def calibrate(
     judge, sample, nulls = lesson.judge, lesson.sample, lesson.nulls
     verdict = judge(profiles, known=lesson.parts if sample is profiles else None)
     to_input = profiles.inverse
+    noise_rate = judge.noise_rate
     first_row = np.zeros(profiles.n_pairs, dtype=np.int64)
     first_row[to_input[::-1]] = np.arange(len(to_input))[::-1]
+    if level is not None:
+        noise_rate = level.noise_rate
+        given = np.asarray(level.clean_probability, dtype=np.float64)[first_row]
+        verdict = verdict.at_level(given, profiles, settings)
     null_pair = profiles.rows_of(sample.keys[sample.users[nulls.pair]], sample.items[nulls.pair])
     return Calibration(
         score=verdict.score[to_input].astype(np.float32),
@@ -141,7 +176,7 @@ def calibrate(
         is_clean=verdict.is_clean[to_input],
         confidence=judge.evidence.agreement,
         modality_weights=judge.weights,
-        noise_rate=judge.noise_rate,
+        noise_rate=noise_rate,
         evidence={name: part[to_input].astype(np.float32) for name, part in verdict.parts.items()},
         null_score=lesson.null_score.astype(np.float32),
         null_pair=first_row[null_pair],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -258,6 +258,19 @@ class Verdict:
     probability: FloatArray
     is_clean: NDArray[np.bool_]
     parts: dict[str, FloatArray]
+
+    def at_level(self, probability: FloatArray, profiles: Profiles, settings: CalibrationSettings) -> Verdict:
+        """This verdict's order with the probabilities of another one.
+
+        Args:
+            probability: float64 [n_pairs], the other's; what it says of pairs that are not judged stays.
+            profiles, settings: that both verdicts are of.
+        """
+        judged = np.flatnonzero(judged_pairs(profiles, settings))
+        order = judged[np.lexsort((probability[judged], self.probability[judged]))]
+        dealt = probability.copy()
+        dealt[order] = np.sort(probability[judged])
+        return replace(self, probability=dealt, is_clean=_keep_one(dealt, profiles))
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def knn_graph(
     weights = torch.ones((m, k), device=device)
     for start in range(0, m, block):
         stop = min(start + block, m)
-        similarity = x[start:stop] @ x.T
+        with torch.autocast(device.type, enabled=False):  # half precision makes ties
+            similarity = x[start:stop] @ x.T
         if exclude_self:
             rows = torch.arange(start, stop, device=device)
             similarity[rows - start, rows] = -torch.inf

@@ -112,6 +112,7 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self._evaluation_embeddings: tuple[Tensor, Tensor] | None = None
+        self.register_load_state_dict_post_hook(_forget_evaluation)
 
     def training_pairs(self, dataset: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
         """Users and items of the training interactions, int ``[nnz]`` each, and the numbers of users and items: what
@@ -185,6 +186,10 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
             self.renew()
         return super().train(mode)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> FactorisedRecommender:
+        self._evaluation_embeddings = None  # of another device or type
+        return super()._apply(fn, recurse)
+
     def renew(self) -> None:
         """An epoch begins: what a model makes once for each is due.
 
@@ -208,3 +213,8 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         users, items = self.evaluation_embeddings()
         return (users[interaction[self.USER_ID]] @ items.T).view(-1)
+
+
+def _forget_evaluation(model: FactorisedRecommender, keys: Any) -> None:
+    """Other parameters have been loaded: what an evaluation has cached is stale."""
+    model._evaluation_embeddings = None

@@ -27,6 +27,8 @@ from recbole_guider.model.base import Encoding, FactorisedRecommender
 
 # Similarities of anchors to all items that one block holds, for each view.
 _BLOCK_ENTRIES = 2**22
+# What N1 leaves to all others, at least, as a logarithm.
+_LEAST_REST = -1e-6
 # Added to shares before the logarithm, as in the authors' code.
 _SHARE_EPSILON = 1e-9
 
@@ -191,7 +193,9 @@ class DAMRS(FactorisedRecommender):
                 for nearest in (in_all, in_one)
             )
             share = (first - everything).exp()
-            other_share = (second - everything).exp() / (1.0 - share)
+            # rounding may put the sum over N1 above that over all
+            rest = -(first - everything).clamp_max(_LEAST_REST).expm1()
+            other_share = ((second - everything).exp() / rest).clamp_max(1.0)
             losses.append(-((share + _SHARE_EPSILON).log() + (other_share + _SHARE_EPSILON).log()).mean())
         return torch.stack(losses).mean()
 
@@ -209,7 +213,8 @@ class DAMRS(FactorisedRecommender):
         for anchors in items.split(self._block):
             shares = []
             for view, has in zip(views, self.has, strict=True):
-                share = (view[anchors] @ view.T).exp_().mul_(has)
+                with torch.autocast(view.device.type, enabled=False):  # half precision makes ties
+                    share = (view[anchors].float() @ view.T.float()).exp_().mul_(has)
                 # an anchor without the view says nothing about it
                 total = share.sum(dim=1).clamp_min(torch.finfo(share.dtype).tiny)
                 shares.append(share.mul_((has[anchors] / total)[:, None]))

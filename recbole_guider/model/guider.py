@@ -198,6 +198,12 @@ class Guider(FactorisedRecommender):
             if not learns_dbpr or _samples_beside_ranking(model):
                 require_sampled_items(config, model)
         if settings.calibration.recalibrate_every and "calibration" not in self.parts.ignored:
+            if not settings.calibration.behaviour:
+                raise GuiderError(
+                    f"guider.calibration.recalibrate_every is {settings.calibration.recalibrate_every} and "
+                    f"guider.calibration.behaviour is false: calibrating again takes the behaviour from the teacher, "
+                    f"and nothing else changes; use 0, or set behaviour to true."
+                )
             scoring = self.teacher_scoring
             if scoring is None or not scoring.factorised:
                 what = "there is no teacher" if scoring is None else f"{scoring.name} has none"

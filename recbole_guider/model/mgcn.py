@@ -88,7 +88,8 @@ class MGCN(FactorisedRecommender):
         nodes = torch.cat([self.user_embedding.weight, ids])
         behaviour = propagate_mean(self.graph, nodes, self.n_layers)
         views = [
-            propagate(graph, ids * purifier(projection(content.values)), self.n_item_layers)
+            # without a layer the graph would not keep out rows that are not there
+            propagate(graph, ids * purifier(projection(content.values)) * content.present[:, None], self.n_item_layers)
             for graph, content, projection, purifier in zip(
                 self.item_graphs, self.content, self.projections, self.purifiers, strict=True
             )

@@ -125,6 +125,11 @@ class SMORE(FactorisedRecommender):
 
     def _signals(self) -> list[Tensor]:
         """The denoised content of every modality, and the fused one, each ``[n_items, d]``."""
+        # CUDA transforms few lengths in half precision, and products of spectra would leave its range
+        with torch.autocast(self.filters.device.type, enabled=False):
+            return self._filtered()
+
+    def _filtered(self) -> list[Tensor]:
         size = self.item_embedding.embedding_dim
         filters = torch.view_as_complex(self.filters)
         product: Tensor | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from logging import getLogger
 from typing import Any, NamedTuple
 
 import torch
@@ -93,9 +94,10 @@ def _simplex(model: Any) -> Factors:
 
 
 def _dmf(model: Any) -> Factors:
-    return Factors(
-        lambda users: model.user_fc_layers(model.get_user_embedding(users)), model.get_item_embedding()
-    )
+    # RecBole computes the items without gradients; those of its sparse product do not mix with half precision
+    with torch.autocast(model.device.type, enabled=False):
+        items = model.get_item_embedding()
+    return Factors(lambda users: model.user_fc_layers(model.get_user_embedding(users)), items)
 
 
 class _Product(NamedTuple):
@@ -265,14 +267,17 @@ class Scoring:
     def _product_is_right(self) -> bool:
         """Whether the product equals the model's own scores for a few users."""
         model = self.model
+        model.to(model.device)  # where its constants are already
         ids = torch.arange(1, min(4, model.n_users), device=model.device)
         try:
             with as_in_evaluation(model), _moved(model):
                 factors = self.factors()
                 expected, got = self.rows(ids), factors.users(ids) @ factors.items.T
                 return expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-4, atol=1e-5)
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            return False  # it only looked like one
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            # it only looked like one
+            getLogger().info(f"{self.name} has restore_user_e and restore_item_e, but no such product: {error}")
+            return False
 
 
 @contextmanager

@@ -154,6 +154,13 @@ def test_a_view_of_few_items_has_few_neighbours(toy: dict[str, Any]) -> None:
     assert torch.isfinite(loss) and torch.isfinite(model.item_embedding.weight.grad).all()
 
 
+def test_low_temperatures_keep_the_loss_finite(toy: dict[str, Any]) -> None:
+    model, train = built("DAMRS", toy, temperature=0.03)
+    loss = model.train().calculate_loss(next(iter(train)))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(model.item_embedding.weight.grad).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

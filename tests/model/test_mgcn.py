@@ -101,7 +101,8 @@ def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], toy: di
 
 def test_padding_and_missing_rows_have_no_influence(toy: dict[str, Any]) -> None:
     assert_padding_has_no_influence(*built("MGCN", toy, **SETTINGS))
-    assert_absent_rows_have_no_influence(*built("MGCN", toy, **SETTINGS))
+    for layers in (SETTINGS["n_mm_layers"], 0):
+        assert_absent_rows_have_no_influence(*built("MGCN", toy, **{**SETTINGS, "n_mm_layers": layers}))
 
 
 def test_an_item_without_content_is_what_behaviour_says(toy: dict[str, Any]) -> None:

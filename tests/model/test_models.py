@@ -107,6 +107,19 @@ def test_freedom_is_its_formulas(toy: dict[str, Any]) -> None:
     torch.testing.assert_close(model.calculate_loss(batch).double(), expected.double(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("model", ["FREEDOM", "VBPR", "GUIDER_FREEDOM"])
+def test_other_parameters_are_scored_by_themselves(model: str, toy: dict[str, Any]) -> None:
+    network, _, train = built(model, toy)
+    users = next(iter(train))[:4]
+    first = network.eval().full_sort_predict(users)
+    network.load_state_dict({**network.state_dict(), **{name: p.flip(0) for name, p in network.named_parameters()}})
+    loaded = network.full_sort_predict(users)
+    assert not torch.equal(loaded, first)
+    assert torch.equal(network.eval().full_sort_predict(users), loaded)
+    if not model.startswith("GUIDER"):
+        assert network.double()._evaluation_embeddings is None  # they were of another type
+
+
 @pytest.mark.parametrize(
     ("model", "plain_trainer"),
     [("FREEDOM", False), ("FREEDOM", True), ("LATTICE", True), ("GUIDER_FREEDOM", False), ("GUIDER_LATTICE", False)],

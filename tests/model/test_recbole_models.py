@@ -164,10 +164,17 @@ def test_the_student_may_learn_dbpr(model: str, toy: dict[str, Any]) -> None:
     assert np.isfinite(list(result["test_result"].values())).all()
 
 
+def test_matrices_of_dmf_train_in_half_precision(toy: dict[str, Any]) -> None:
+    settings = settings_of("DMF", toy, guider=QUICK, enable_amp=True)
+    result = run_recbole_guider("GUIDER_DMF", "toy", config_dict=settings)
+    assert np.isfinite(list(result["test_result"].values())).all()
+
+
 def test_what_cannot_work_is_an_error_before_training(toy: dict[str, Any]) -> None:
     for model, block, message in [
         ("GUIDER_MultiVAE", {"student_loss": "dbpr"}, "student_loss is dbpr: it needs scores of single pairs"),
         ("GUIDER_BPR", {"teacher": "NeuMF", "calibration": {"recalibrate_every": 1}}, "recalibrate_every is 1"),
+        ("GUIDER_BPR", {"calibration": {"recalibrate_every": 1, "behaviour": False}}, "behaviour is false"),
         ("GUIDER_BPR", {"teacher": "EASE"}, "guider.teacher: model EASE is of type traditional"),
         ("GUIDER_BPR", {"teacher": "GUIDER_BPR"}, "GUIDER_BPR is a denoised model; name BPR"),
         ("GUIDER_NCEPLRec", {}, "solved when it is made"),

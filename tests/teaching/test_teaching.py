@@ -357,6 +357,22 @@ def test_kinds_are_told_by_who_defines_the_scores(toy: dict[str, Any]) -> None:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_graph_model_is_tried_where_its_constants_are(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, train = prepared("GUIDER_BPR", toy)
+    model = OwnGraphModel(GuiderConfig("LightGCN", "toy", config_dict=toy, command_line=[]), train.dataset)
+    moved: list[Any] = []
+    move, forward = model.to, model.forward
+
+    def elsewhere(*arguments: Any) -> Any:
+        if not moved:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return forward(*arguments)
+
+    monkeypatch.setattr(model, "to", lambda device: moved.append(device) or move(device))
+    monkeypatch.setattr(model, "forward", elsewhere)
+    assert Scoring(model).kind == "factorised" and moved == [model.device]
+
+
 def test_what_a_model_keeps_for_evaluation_does_not_outlast_a_step(toy: dict[str, Any]) -> None:
     settings = {**toy, "epochs": 1, "learning_rate": 0.1, "guider": {"distillation": {"interval": 1}}}
     config = GuiderConfig(CachedRows, "toy", config_dict=settings, command_line=[])
