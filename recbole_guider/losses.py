@@ -129,8 +129,8 @@ def soft_negative(
 
     ``dbpr_loss(positive, soft_negative(...), p, form="softmax", temperature=tau)`` is the softmax form with those N
     negatives. It is computed as one autograd node that keeps one [B, N] array, and whose backward pass is two matrix
-    products: less than half the time of the separate steps. A second derivative is right for the gradient that comes in,
-    in which the backward pass is linear, and leaves out how the softmax weights change.
+    products: less than half the time of the separate steps. A second derivative is right for the gradient that comes
+    in, in which the backward pass is linear, and leaves out how the softmax weights change.
 
     Args:
         users: u [B, d], floats; half precision is computed in float32.

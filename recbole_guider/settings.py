@@ -118,7 +118,8 @@ class DistillationSettings(Settings):
     iterations: Annotated[int, Field(ge=1)] = Field(default=20, description="Sinkhorn iterations")
     users: Annotated[int, Field(ge=2)] = Field(default=256, description="the users of a batch that are compared")
     interval: Annotated[int, Field(ge=1)] = Field(
-        default=2, description="distil in the first of every interval batches, with that many times the weight (fixed balance)"
+        default=2,
+        description="distil in the first of every interval batches, with that many times the weight (fixed balance)",
     )
     debias: bool = Field(default=False, description="subtract the two self-transport terms")
     balance: Literal["fixed", "min_norm"] = Field(default="fixed", description="by weight, or by the losses' gradients")

@@ -29,9 +29,9 @@ class DBPR(SeededGenerators):
     """DBPR on batches of calibrated interactions, for models of every kind.
 
     In the ``softmax`` form a batch shares its negatives; with ``own_as: negative`` all users have the same, as in a
-    softmax over the catalogue, but that a row's own positive counts twice where it is drawn. In the ``pairwise`` form every row has one negative of its own. Otherwise than with
-    ``own_as: negative``, what a user interacted with is none of the user's negatives (with ``false_as: negative`` this
-    holds for true interactions only).
+    softmax over the catalogue, but that a row's own positive counts twice where it is drawn. In the ``pairwise`` form
+    every row has one negative of its own. Otherwise than with ``own_as: negative``, what a user interacted with is none
+    of the user's negatives (with ``false_as: negative`` this holds for true interactions only).
 
     Args:
         settings: ``guider.dbpr``.
