@@ -12,7 +12,7 @@ from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL, __version__
 from recbole_guider.command_lines import run_command, split_files
 from recbole_guider.errors import GuiderError, ProcessFailed
 
-_FILES_HELP = "property files, separated by spaces (a name with spaces: in quotes of its own)"
+_FILES_HELP = "property files, separated by spaces (a name with spaces: in quotes of its own); may be given again"
 
 
 class Command(NamedTuple):
@@ -89,7 +89,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """RecBole's own flags, with this package's defaults."""
     parser.add_argument("--model", "-m", default=None, help=f"name of the model (default: {DEFAULT_MODEL})")
     parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
-    parser.add_argument("--config_files", default=None, help=_FILES_HELP)
+    parser.add_argument("--config_files", action="append", help=_FILES_HELP)
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines (default: nproc)")
     parser.add_argument("--ip", default="localhost", help="the machine of process 0, for several machines")
@@ -118,7 +118,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
 def _add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", default=None, help=f"name of the model (default: {DEFAULT_MODEL})")
     parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
-    parser.add_argument("--config_files", default=None, help=_FILES_HELP)
+    parser.add_argument("--config_files", action="append", help=_FILES_HELP)
     parser.add_argument("--epochs", type=int, help="epochs of a full training (default: the model's setting)")
     parser.add_argument("--out", required=True, help="the folder to write the sweep into")
     search = parser.add_argument_group("what is searched, and how")
@@ -204,7 +204,7 @@ def _models(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
-    parser.add_argument("--config_files", default=None, help=_FILES_HELP)
+    parser.add_argument("--config_files", action="append", help=_FILES_HELP)
     parser.add_argument("--to", required=True, help="the folder to write <name>/ and <name>.yaml into")
     parser.add_argument("--name", help="the noisy copy's name (default: <dataset>-noisy)")
 
@@ -267,7 +267,7 @@ def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--item", default="item", help="the column of the items (default: item)")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
     parser.add_argument("--buckets", type=int, help="pieces of the log (default: as many as keep them small)")
-    parser.add_argument("--config_files", default=None, help=f"with a guider block: {_FILES_HELP}")
+    parser.add_argument("--config_files", action="append", help=f"with a guider block: {_FILES_HELP}")
     parser.add_argument("--address", help="a running Ray cluster, e.g. auto (default: this machine)")
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Sequence
 
 from recbole_guider.errors import GuiderError
 
 
-def split_files(text: str | None) -> list[str]:
-    """The files that ``--config_files`` names: separated by spaces, as RecBole has it; one in quotes may hold spaces.
+def split_files(texts: str | Sequence[str] | None) -> list[str]:
+    """The files that ``--config_files`` names, given once or several times: separated by spaces, as RecBole has it; one
+    in quotes may hold spaces.
 
     Raises:
         GuiderError: a quotation mark that begins a file's name and does not end it.
     """
-    text = text or ""
+    if texts is not None and not isinstance(texts, str):
+        return [file for text in texts for file in split_files(text)]
+    text = texts or ""
     if not re.search(r"(?:^|\s)['\"]", text):
         return text.split()  # a quotation mark within a name, or a backslash, is a part of it
     words = shlex.shlex(text, posix=True)

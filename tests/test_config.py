@@ -866,6 +866,7 @@ def test_it_prints_its_block():
     [
         (None, []),
         ("", []),
+        (["a.yaml b.yaml", "'c d.yaml'"], ["a.yaml", "b.yaml", "c d.yaml"]),
         ("a.yaml  b.yaml\tc.yaml", ["a.yaml", "b.yaml", "c.yaml"]),
         ("o'neil/a.yaml o'neil/b.yaml", ["o'neil/a.yaml", "o'neil/b.yaml"]),
         ("c:\\mine.yaml", ["c:\\mine.yaml"]),
