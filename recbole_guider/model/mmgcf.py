@@ -110,7 +110,7 @@ class MMGCF(PrunedGraphRecommender):
 
     def _fuse(self, rows: Sequence[Tensor], present: Tensor, layer: Callable[[Tensor], Tensor] | None) -> Tensor:
         """``fuse`` of the parts ``[n_items, d]``; ``present``, ``[n_items, parts]``, is 1 where an item has one."""
-        kept = [part * present[:, [number]] for number, part in enumerate(rows)]
+        kept = [part * present[:, number, None] for number, part in enumerate(rows)]
         if layer is not None:
             return layer(torch.cat(kept, dim=1))
         total = torch.stack(kept).sum(dim=0)
