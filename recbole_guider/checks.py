@@ -3,7 +3,6 @@ RecBole or a model would stumble over."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 import re
@@ -21,7 +20,7 @@ from recbole.evaluator import metric_types
 from recbole.evaluator.register import metric_information
 
 import recbole_guider
-from recbole_guider.errors import GuiderError, one_of
+from recbole_guider.errors import GuiderError, did_you_mean, nearest, one_of
 from recbole_guider.resources import properties_dir
 from recbole_guider.settings import NonNegative, Settings, Words, validated
 from recbole_guider.whole_files import require_folder
@@ -160,8 +159,8 @@ def _check_split(split: Any) -> None:
 def _check_metric(key: str, metric: str) -> None:
     if metric.lower() not in metric_types:
         raise GuiderError(
-            f"{key} names {metric!r}, which is no metric of RecBole{did_you_mean(metric, metric_types)} Allowed: "
-            f"{', '.join(metric_types)}."
+            f"{key} names {metric!r}, which is no metric of RecBole{did_you_mean(metric, metric_types, _ALIKE)} "
+            f"Allowed: {', '.join(metric_types)}."
         )
 
 
@@ -324,19 +323,6 @@ _TEACHERS = (
 _ALIKE, _ALIKE_IN_FILES = 0.8, 0.88
 
 
-def _near(key: object, known: Iterable[str], alike: float = _ALIKE) -> str | None:
-    by_lower = {name.lower(): name for name in known}
-    written = str(key).lower().replace("-", "_")
-    near = difflib.get_close_matches(written, by_lower, n=1, cutoff=alike)
-    return by_lower[near[0]] if near else None
-
-
-def did_you_mean(key: object, known: Iterable[str], alike: float = _ALIKE) -> str:
-    """How a sentence about a name that does not exist ends: with the nearest one that does, or with a full stop."""
-    near = _near(key, known, alike)
-    return "." if near is None else f"; did you mean {near}?"
-
-
 def unknown_keys(
     given: Mapping[str, Any], files: Mapping[str, Any], known: Iterable[str], ours: Iterable[str], model_class: type
 ) -> list[str]:
@@ -367,16 +353,16 @@ def unknown_keys(
     notes = []
     for key in suspects:
         sure = key in given or isinstance(files.get(key), Mapping)
-        near = _near(key, ours, _ALIKE if sure else _ALIKE_IN_FILES)
+        near = nearest(key, ours, _ALIKE if sure else _ALIKE_IN_FILES)
         if near is not None:
             raise GuiderError(f"{key} is not a setting; did you mean {near}?")
-        near = _near(key, known)
+        near = nearest(key, known, _ALIKE)
         if near is not None:
             notes.append(f"{key} (did you mean {near}?)")
         elif key in given and of_model is not None:
             notes.append(str(key))
     for key in strangers:
-        near = _near(key, known)
+        near = nearest(key, known, _ALIKE)
         notes.append(f"{key} ({'a parameter of other models' if near is None else f'did you mean {near}?'})")
     return notes
 
@@ -394,8 +380,8 @@ def check_teacher_parameters(given: Mapping[str, Any], teacher: str, teacher_cla
     for key in given:
         if key not in known | _keys_in_properties() and of_model is not None and key not in of_model:
             raise GuiderError(
-                f"guider.teacher_parameters.{key} is not a parameter of {teacher}{did_you_mean(key, known)} Allowed: "
-                f"{', '.join(sorted(known))}."
+                f"guider.teacher_parameters.{key} is not a parameter of {teacher}{did_you_mean(key, known, _ALIKE)} "
+                f"Allowed: {', '.join(sorted(known))}."
             )
     check_values(given, teacher, "guider.teacher_parameters")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class GuiderError(ValueError):
@@ -11,6 +12,26 @@ class GuiderError(ValueError):
     The message is one sentence that names the file, the key or the value and says what would be right.
     The command line prints it without a traceback.
     """
+
+
+def nearest(written: object, known: Iterable[object], alike: float = 0.6) -> str | None:
+    """The one of ``known`` that a name which does not exist may be a slip of; None: there is none.
+
+    Args:
+        written: the name; case and hyphens do not count.
+        known: names that exist.
+        alike: how alike two names must be, 0 to 1.
+    """
+    by_lower = {str(name).lower(): str(name) for name in known}
+    spellings = (str(written).lower(), str(written).lower().replace("-", "_"))
+    near = next((found for each in spellings if (found := difflib.get_close_matches(each, by_lower, 1, alike))), None)
+    return by_lower[near[0]] if near else None
+
+
+def did_you_mean(written: object, known: Iterable[object], alike: float = 0.6) -> str:
+    """How a sentence about a name that does not exist ends: with the nearest one that does, or with a full stop."""
+    near = nearest(written, known, alike)
+    return "." if near is None else f"; did you mean {near}?"
 
 
 def one_of(key: str, value: object, allowed: Sequence[str]) -> str:

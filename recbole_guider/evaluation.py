@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.evaluator import Evaluator
 from recbole.utils import ModelType
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, did_you_mean
 
 EVAL_MASKS = ("recbole", "mmrec")
 DEFAULT_MEMORY_MB = 256
@@ -114,9 +113,8 @@ def is_full_sort(loader: Any) -> bool:
 
 def _check(protocol: str) -> str:
     if protocol not in EVAL_MASKS:
-        near = difflib.get_close_matches(str(protocol), EVAL_MASKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise GuiderError(f"eval_mask {protocol!r} does not exist{hint}; allowed: {', '.join(EVAL_MASKS)}.")
+        guess = did_you_mean(protocol, EVAL_MASKS)
+        raise GuiderError(f"eval_mask {protocol!r} does not exist{guess} Allowed: {', '.join(EVAL_MASKS)}.")
     return protocol
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -12,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, nearest
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -330,11 +329,11 @@ def _explain_unknown(key: str, model: type[BaseModel], schema: type[BaseModel], 
     block, _, leaf = key.rpartition(".")
     # the names of the same block first, then those of all blocks
     known = {name: f"{block}.{name}" for name in model.model_fields}
-    near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
-    if not near:
+    near = nearest(leaf, known, 0.7)
+    if near is None:
         known = {other.rpartition(".")[2]: other for other in _dotted_keys(schema, root)}
-        near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.7)
-    guess = f"; did you mean {known[near[0]]}?" if near else "."
+        near = nearest(leaf, known, 0.7)
+    guess = "." if near is None else f"; did you mean {known[near]}?"
     return f"{key} is not a setting{guess} Allowed: {', '.join(model.model_fields)}."
 
 

@@ -115,7 +115,7 @@ def test_plain_and_denoised_models_read_the_same_key(config):
 
 
 def test_unknown_protocols_are_named(config):
-    with pytest.raises(GuiderError, match="'mmrecs' does not exist; did you mean 'mmrec'.*allowed: recbole, mmrec"):
+    with pytest.raises(GuiderError, match="'mmrecs' does not exist; did you mean mmrec.*Allowed: recbole, mmrec"):
         apply_eval_mask(object(), object(), "mmrecs")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import recbole
 
 from recbole_guider.data.dataset import noise_of
 from recbole_guider.data.features import modality_files
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, nearest
 from recbole_guider.yaml_files import read_yaml
 
 #: Ends of the names of RecBole's atomic files; ``additional_feat_suffix`` names more.
@@ -61,10 +60,10 @@ class DataFiles:
         if self.name in known:
             return
         beside = [path.name for path in self.folder.parent.iterdir()] if self.folder.parent.is_dir() else []
-        near = difflib.get_close_matches(self.name, beside, n=1)
+        near = nearest(self.name, beside)
         raise GuiderError(
             f"there is no folder {self.folder} with the data set {self.name!r}"
-            + (f"; did you mean {near[0]!r}? " if near else ": ")
+            + (f"; did you mean {near!r}? " if near else ": ")
             + "Correct its name in the spec, set data_path, or make one with recbole-guider convert."
         )
 

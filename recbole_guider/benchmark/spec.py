@@ -15,10 +15,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from recbole_guider.benchmark.data import DataFiles, data_files
-from recbole_guider.checks import check_valid_metric, did_you_mean, measured
+from recbole_guider.checks import check_valid_metric, measured
 from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, did_you_mean
 from recbole_guider.registry import PREFIX
 from recbole_guider.settings import AMOUNTS, Settings, validated
 from recbole_guider.sources import merge
@@ -28,8 +28,6 @@ from recbole_guider.yaml_files import read_yaml
 _QUIET = {"state": "ERROR", "show_progress": False}
 #: The dimensions of a benchmark, which together name a run.
 _DIMENSIONS = ("dataset", "model", "method", "noise", "seed")
-#: How alike a misspelt name of a spec and the one that is meant are.
-_ALIKE = 0.6
 
 #: Settings that say where a run works and what it shows, not what it computes.
 _PLACES = {
@@ -179,7 +177,7 @@ def _check(cell: Cell, metrics: Iterable[str]) -> None:
         if metric not in per_user:
             raise GuiderError(
                 f"spec.metrics names {metric!r}, which the run does not report for each user"
-                f"{did_you_mean(metric, per_user, _ALIKE)} Its settings metrics and topk give "
+                f"{did_you_mean(metric, per_user)} Its settings metrics and topk give "
                 f"{', '.join(per_user) or 'none'}."
             )
 
@@ -342,7 +340,7 @@ def _rules(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     for rule in rules:
         for key, value in rule.items():
             if key not in known:
-                guess = did_you_mean(key, _DIMENSIONS, _ALIKE)
+                guess = did_you_mean(key, _DIMENSIONS)
                 raise GuiderError(f"spec.skip names {key!r}{guess} Allowed: {', '.join(_DIMENSIONS)}.")
             if (value if key == "seed" else str(value)) not in known[key]:
                 raise GuiderError(

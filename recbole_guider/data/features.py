@@ -15,7 +15,6 @@ Whatever the way in, an item that RecBole does not know never enters, so the ran
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from recbole_guider.data.tables import read_table
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, did_you_mean
 
 MODALITY_KEYS = ("file", "ids", "columns", "encoder", "dim", "seed")
 DEFAULT_DIM = 64
@@ -433,7 +432,7 @@ def _from_columns(name: str, block: Mapping[str, Any], tokens: np.ndarray, confi
             )
         if column not in types:
             raise GuiderError(
-                f"{what}: {path} has no column {column!r}{_nearest(column, content)}; it has {', '.join(content)}."
+                f"{what}: {path} has no column {column!r}{did_you_mean(column, content)} It has {', '.join(content)}."
             )
     # Only items of the catalogue: what the encoders learn does not depend on items that nobody sees.
     index = pd.Series(np.arange(len(tokens)), index=pd.Index(tokens.astype(str)))
@@ -498,7 +497,7 @@ def _check_block(name: str, block: dict[str, Any]) -> dict[str, Any]:
     for key in block:
         if key not in MODALITY_KEYS:
             raise GuiderError(
-                f"{what}.{key} is not a setting{_nearest(key, MODALITY_KEYS)}; allowed: {', '.join(MODALITY_KEYS)}."
+                f"{what}.{key} is not a setting{did_you_mean(key, MODALITY_KEYS)} Allowed: {', '.join(MODALITY_KEYS)}."
             )
     block = {key: value for key, value in block.items() if value is not None}
     if ("file" in block) == ("columns" in block):
@@ -534,8 +533,8 @@ def _encoder_of(block: Mapping[str, Any], column: str, what: str = "") -> str | 
         encoder = encoder.get(column)
     if encoder is not None and encoder not in ENCODERS:
         raise GuiderError(
-            f"{what}.encoder {encoder!r} does not exist{_nearest(str(encoder), ENCODERS)}; "
-            f"allowed: {', '.join(ENCODERS)}."
+            f"{what}.encoder {encoder!r} does not exist{did_you_mean(encoder, ENCODERS)} "
+            f"Allowed: {', '.join(ENCODERS)}."
         )
     return encoder
 
@@ -551,10 +550,5 @@ def _item_file(config: Any) -> Path:
 def _resolve(config: Any, file: str | os.PathLike[str]) -> Path:
     path = Path(file).expanduser()
     return path if path.is_absolute() else Path(config["data_path"]) / path
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, did_you_mean
 from recbole_guider.settings import NonNegative, OwnAs, Positive, Settings, validated
 
 LossForm = Literal["bpr", "bce", "softmax"]
@@ -63,8 +62,7 @@ class DenoisingSettings(Settings):
             method = "none"
         known = str(method).lower()
         if known not in SETTINGS:
-            near = difflib.get_close_matches(known, SETTINGS, n=1)
-            guess = f"; did you mean {near[0]}?" if near else "."
+            guess = did_you_mean(known, SETTINGS)
             raise GuiderError(f"denoising.method is {method!r}, which does not exist{guess} Allowed: "
                               f"{', '.join(SETTINGS)}.")
         settings = validated(SETTINGS[known], {**block, "method": known}, "denoising")

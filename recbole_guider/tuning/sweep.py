@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
 from recbole_guider.checks import check_valid_metric
 from recbole_guider.command_lines import run_command
 from recbole_guider.config import GuiderConfig
-from recbole_guider.errors import GuiderError
+from recbole_guider.errors import GuiderError, did_you_mean
 from recbole_guider.sources import BLOCKS, merge
 from recbole_guider.tuning import ray_api
 from recbole_guider.tuning.definition import SweepDefinition
@@ -244,10 +243,10 @@ def _check_space(definition: SweepDefinition, config: GuiderConfig) -> None:
     for setting in definition.space:
         head = setting.key.partition(".")[0]
         if head not in known:
-            close = get_close_matches(head, sorted(map(str, known)), n=1)
-            advice = f"did you mean {close[0]}?" if close else "if the model reads it, give it a value in a file too."
+            guess = did_you_mean(head, sorted(map(str, known)))
             raise GuiderError(
-                f"the search space names {setting.key}, which is no setting of {config['model']}; {advice}"
+                f"the search space names {setting.key}, which is no setting of {config['model']}{guess} If the model "
+                f"reads it, give it a value in a file too."
             )
         if head in _OF_ALL_TRIALS:
             raise GuiderError(f"the search space names {setting.key}: trials could not be compared; remove it.")

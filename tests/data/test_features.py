@@ -245,13 +245,13 @@ def test_many_distinct_tokens_are_text(folder, make_dataset):
 @pytest.mark.parametrize(
     "block, message",
     [
-        ({"columns": ["titel"]}, r"no column 'titel'; did you mean 'title'\?; it has title, year, genre"),
+        ({"columns": ["titel"]}, r"no column 'titel'; did you mean title\? It has title, year, genre"),
         ({"columns": ["item_id"]}, r"columns names 'item_id', the item id, which is no content; .* has title"),
-        ({"columns": ["title"], "encoder": "tfidf"}, r"'tfidf' does not exist; did you mean 'tfidf_svd'\?; allowed"),
+        ({"columns": ["title"], "encoder": "tfidf"}, r"'tfidf' does not exist; did you mean tfidf_svd\? Allowed"),
         ({"columns": ["title"], "encoder": "numeric"}, r"column 'title' .* is not a number, so numeric cannot encode"),
         ({"columns": ["genre"], "encoder": "numeric"}, r"column 'genre' .* holds .*, so numeric cannot encode"),
         ({"columns": ["title"], "encoder": {"genre": "numeric"}}, "names 'genre', which is not one of its columns"),
-        ({"columns": ["title"], "dims": 3}, r"modalities\.m\.dims is not a setting; did you mean 'dim'\?"),
+        ({"columns": ["title"], "dims": 3}, r"modalities\.m\.dims is not a setting; did you mean dim\?"),
         ({"columns": ["title"], "dim": 0}, r"dim must be an integer of at least 1, not 0"),
         ({"columns": ["title"], "ids": "x"}, r"ids belongs to a modality with `file`"),
         ({"columns": []}, "must be a list of column names"),
