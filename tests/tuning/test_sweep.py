@@ -325,7 +325,7 @@ def test_a_time_budget_stops_what_runs_and_takes_the_best_so_far(
     settings = {**toy_bpr, "epochs": 1_000_000, "stopping_step": 1_000_000}
     result = tune_guider(
         "BPR", "toy", config_dict=settings, space={"learning_rate": {"loguniform": [0.001, 0.1]}}, samples=40,
-        out=tmp_path / "sweep", scheduler="none", time_budget=15, verbose=False,
+        out=tmp_path / "sweep", scheduler="none", time_budget=25, verbose=False,
     )
     trials = result["trials"]
     assert not (trials["status"] == "finished").any()  # none can reach its last epoch
