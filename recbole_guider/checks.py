@@ -118,12 +118,12 @@ def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
     negatives = values.get("train_neg_sample_args")
     if isinstance(negatives, Mapping) and str(negatives.get("distribution", "uniform")).lower() == "none":
         del values["train_neg_sample_args"]  # RecBole's word for none at all
+        negatives = None
     for schema in (_RECBOLES, parameter_settings(model)):
         validated(schema, {key: values[key] for key in schema.model_fields if key in values}, name)
     evaluation = values.get("eval_args")
     if isinstance(evaluation, Mapping) and "split" in evaluation and values.get("benchmark_filename") is None:
         _check_split(evaluation["split"])
-    negatives = values.get("train_neg_sample_args")
     if isinstance(negatives, Mapping) and negatives.get("dynamic") and not negatives.get("candidate_num"):
         raise GuiderError(
             "train_neg_sample_args.dynamic is True, which draws the best of several candidates: set candidate_num to 1 "
@@ -234,6 +234,8 @@ def recboles_errors() -> Iterator[None]:
     except GuiderError:
         raise
     except (
+        # what RecBole, and pandas and torch below it, raise where a setting is wrong: it checks few of them, and
+        # stumbles over the others (an unknown encoding is a LookupError, two ways to split are an AssertionError)
         ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RuntimeError, AssertionError
     ) as error:
         # some messages hold whole tables

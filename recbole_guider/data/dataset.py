@@ -27,9 +27,9 @@ from recbole.utils.argument_list import dataset_arguments
 
 from recbole_guider.checks import check_evaluation, recboles_errors
 from recbole_guider.command_lines import files_argument
-from recbole_guider.data.features import ItemFeatures, load_item_features, modality_files
+from recbole_guider.data.features import ItemFeatures, beside_data, load_item_features, modality_files
 from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
-from recbole_guider.data.tables import read_table
+from recbole_guider.data.tables import read_atomic, read_table
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import apply_eval_mask, batch_by_memory
 from recbole_guider.settings import GuiderSettings, NoiseSettings
@@ -345,7 +345,7 @@ def _unreadable(file: str, config: Any, loaded: tuple[Any, Any]) -> str | None:
     """
     try:
         # as RecBole reads it: the same words are missing values
-        frame = read_table(Path(file), config["field_separator"], config["encoding"], engine="python")
+        frame = read_atomic(Path(file), config)
     except GuiderError as error:
         return str(error)
     types = [kind.value for kind in FeatureType]
@@ -474,7 +474,7 @@ def _disturb(datasets: list[GuiderDataset], noise: NoiseSettings) -> None:
 
 def _recorded_keys(train: GuiderDataset, name: str) -> np.ndarray:
     """The pairs of a file of user and item tokens, as sorted keys of the training split."""
-    path = _beside(train.config, name)
+    path = beside_data(train.config, name)
     if not path.is_file():
         raise GuiderError(f"noise.recorded is {name}: there is no file {path}.")
     frame = read_table(path, "\t", keep_default_na=False)
@@ -489,11 +489,6 @@ def _recorded_keys(train: GuiderDataset, name: str) -> np.ndarray:
             raise GuiderError(f"noise.recorded: {path} names {field} {unknown!r}, which the data set does not have.")
         ids.append(frame[field].map(known).to_numpy(dtype=np.int64))
     return np.unique(ids[0] * train.item_num + ids[1])
-
-
-def _beside(config: Any, name: str) -> Path:
-    """A file that a setting names, in the folder of the data set unless its path is absolute."""
-    return Path(config["data_path"]) / Path(name).expanduser()
 
 
 def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -522,7 +517,7 @@ def dataset_fingerprint(config: Any, *, loaders: bool = False) -> str:
     files = set(modality_files(config))
     files |= set(folder.glob(f"{config['dataset']}.*")) if folder.is_dir() else set()
     recorded = noise_of(config).recorded
-    files |= {_beside(config, recorded)} if recorded is not None else set()
+    files |= {beside_data(config, recorded)} if recorded is not None else set()
     stats = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files if path.is_file()}
     state = {**dataset_settings(config, loaders=loaders), "files": stats}
     return json.dumps(state, sort_keys=True, default=str, indent=1)

@@ -29,7 +29,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
-from recbole_guider.data.tables import read_table
+from recbole_guider.data.tables import read_atomic
 from recbole_guider.errors import GuiderError, did_you_mean
 
 MODALITY_KEYS = ("file", "ids", "columns", "encoder", "dim", "seed")
@@ -155,7 +155,7 @@ def modality_files(config: Any) -> list[Path]:
     files = []
     for block in modality_blocks(config).values():
         if "file" in block:
-            files += [_resolve(config, block[key]) for key in ("file", "ids") if block.get(key)]
+            files += [beside_data(config, block[key]) for key in ("file", "ids") if block.get(key)]
         else:
             files.append(_item_file(config))
     return files
@@ -316,10 +316,10 @@ def row_numbers(tokens: Iterable[Any], rows: int, path: Path, what: str) -> np.n
 
 def _from_array(name: str, block: Mapping[str, Any], tokens: np.ndarray, config: Any) -> ItemFeatures:
     what = f"modalities.{name}"
-    path = _resolve(config, block["file"])
+    path = beside_data(config, block["file"])
     rows = read_array(path, what)
     if block.get("ids"):
-        row_of = {token: row for row, token in enumerate(read_ids(_resolve(config, block["ids"]), len(rows), what))}
+        row_of = {token: row for row, token in enumerate(read_ids(beside_data(config, block["ids"]), len(rows), what))}
         found = [(item, row_of[str(token)]) for item, token in enumerate(tokens) if item and str(token) in row_of]
         pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
         return align(name, pairs[:, 0], rows, tokens, take=pairs[:, 1])
@@ -458,14 +458,7 @@ def _from_columns(name: str, block: Mapping[str, Any], tokens: np.ndarray, confi
 
 def _read_atomic(path: Path, config: Any) -> tuple[pd.DataFrame, dict[str, str]]:
     """A whole atomic file as text, missing values as NaN, and the type of each column."""
-    frame = read_table(
-        path,
-        config["field_separator"] or "\t",
-        config["encoding"] or "utf-8",
-        engine="python",  # what RecBole reads with: the same rules for quotes and stray separators
-        keep_default_na=False,
-        na_values=[""],
-    )
+    frame = read_atomic(path, config, keep_default_na=False, na_values=[""])
     types = {}
     for head in frame.columns:
         column, _, ftype = str(head).partition(":")
@@ -547,8 +540,6 @@ def _item_file(config: Any) -> Path:
     return Path(config["data_path"]) / f"{config['dataset']}.item"
 
 
-def _resolve(config: Any, file: str | os.PathLike[str]) -> Path:
-    path = Path(file).expanduser()
-    return path if path.is_absolute() else Path(config["data_path"]) / path
-
-
+def beside_data(config: Any, file: str | os.PathLike[str]) -> Path:
+    """A file that a setting names: in the folder of the data set, unless its path is absolute."""
+    return Path(config["data_path"]) / Path(file).expanduser()

@@ -17,7 +17,7 @@ from recbole_guider.config import GuiderConfig
 from recbole_guider.data.convert import SPLITS
 from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of
 from recbole_guider.data.folder import check_name, new_data_set, written_together
-from recbole_guider.data.tables import read_table
+from recbole_guider.data.tables import read_atomic
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import dataset_configs_dir
 from recbole_guider.sources import merge
@@ -186,10 +186,7 @@ def _copy_tables(source: GuiderDataset, inside: Path, name: str) -> dict[str, An
         file = Path(source.dataset_path) / f"{source.dataset_name}.{suffix}"
         if loaded is not None and suffix not in loaded or not file.is_file():
             continue
-        frame = read_table(
-            file, source.config["field_separator"] or "\t", source.config["encoding"] or "utf-8", engine="python",
-            keep_default_na=False,
-        )
+        frame = read_atomic(file, source.config, keep_default_na=False)
         column = next(column for column in frame.columns if str(column).partition(":")[0] == field)
         known = set(np.asarray(source.field2id_token[field])[1:].tolist())
         frame[frame[column].isin(known)].to_csv(inside / f"{name}.{suffix}", sep="\t", index=False)

@@ -42,3 +42,17 @@ def read_table(path: Path, separator: str, encoding: str = "utf-8", **options: A
             f"column."
         )
     return table
+
+
+def read_atomic(path: Path, config: Any, **options: Any) -> pd.DataFrame:
+    """An atomic file by :func:`read_table`, as RecBole reads it: the same separator, encoding, and rules for quotes and
+    stray separators.
+
+    Args:
+        path: the file.
+        config: a RecBole ``Config``.
+        options: as there.
+    """
+    return read_table(
+        path, config["field_separator"] or "\t", config["encoding"] or "utf-8", engine="python", **options
+    )

@@ -275,7 +275,7 @@ class Scoring:
                 expected, got = self.rows(ids), factors.users(ids) @ factors.items.T
                 return expected.shape == got.shape and torch.allclose(expected, got, rtol=1e-4, atol=1e-5)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            # it only looked like one
+            # it only looked like one: nobody promised that its forward() can be called like this, whatever that raises
             getLogger().info(f"{self.name} has restore_user_e and restore_item_e, but no such product: {error}")
             return False
 

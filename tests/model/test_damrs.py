@@ -42,8 +42,7 @@ def test_item_by_item_where_content_is_missing(names: tuple[str, ...], toy: dict
     with torch.no_grad():
         for weight in model.parameters():
             weight *= 5.0
-    for weight in model.parameters():
-        weight.requires_grad_(False)  # only values are compared, and graphs of loops are slow
+            weight.requires_grad_(False)  # only values are compared, and graphs of loops are slow
     encoding = model.train().encode()
     ids = model.item_embedding.weight
     has = [torch.from_numpy(part.present) for part in train.dataset.item_features.values()]
