@@ -12,9 +12,10 @@ import torch
 from recbole_guider.amsc import Calibration, calibrate, decision, factor_training
 from recbole_guider.amsc.behaviour import CoOccurrence
 from recbole_guider.amsc.draws import Parts
+from recbole_guider.amsc.evidence import adaptive_weights
 from recbole_guider.amsc.factor_training import learn_factors
-from recbole_guider.amsc.judge import NULL_DRAWS, adaptive_weights
 from recbole_guider.amsc.learned import PARTS, RIDGE, half_whitened, held_out_ridge, joined_content, learn_embeddings
+from recbole_guider.amsc.lesson import NULL_DRAWS
 from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
 from recbole_guider.amsc.similarity import confidence, normalise_modality
 from recbole_guider.errors import GuiderError

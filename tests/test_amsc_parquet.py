@@ -133,8 +133,8 @@ def test_every_setting_gives_the_result_of_memory(log, features, tmp_path, setti
 
 def test_a_log_beyond_the_samples_gives_the_result_of_memory(log, features, tmp_path, monkeypatch):
     # The samples that a large log is learned from, made small enough for this one to be large.
-    monkeypatch.setattr("recbole_guider.amsc.judge.SAMPLE", 1600)
-    monkeypatch.setattr("recbole_guider.amsc.judge.LEARN_PAIRS", 1200)
+    monkeypatch.setattr("recbole_guider.amsc.lesson.SAMPLE", 1600)
+    monkeypatch.setattr("recbole_guider.amsc.lesson.LEARN_PAIRS", 1200)
     folder = write(log, tmp_path / "log", 3)
     result = calibrate_parquet(folder, features, tmp_path / "out", seed=3, buckets=5)
     expected = in_memory(log, features)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recbole_guider.amsc.judge import LogCounts, check_modalities, learn, learning_sample
+from recbole_guider.amsc.lesson import LogCounts, check_modalities, learn, learning_sample
 from recbole_guider.amsc.profiles import build_profiles
 from recbole_guider.amsc.similarity import modality_list
 from recbole_guider.errors import GuiderError
@@ -113,7 +113,8 @@ def calibrate(
     against the same rest of the profile; ``lfdr`` learns the density ratio f/f0 of observed to null pairs from the
     score, its parts and the profile size, monotone in every similarity, and returns 1 - min(1, pi0 f0/f). pi0 is the
     given ``noise_rate`` or a cautious estimate (``decision.cautious_noise_rate``); the estimate that is reported is
-    counted where evidence is weakest (``decision.counted_noise_rate``), and is no larger.
+    counted where evidence is weakest (``decision.counted_noise_rate``), less the clean pairs that only look like noise
+    because their profiles hold noise (``decision.undiluted_noise_rate``), and is no larger.
 
     Args:
         users, items: int [nnz], ids from 0. A pair that occurs more than once counts once in the profile, and all

@@ -114,6 +114,29 @@ def counted_noise_rate(ratio: FloatArray, null_ratio: FloatArray) -> float:
     return float(min(np.mean(ratio <= least) / np.mean(null_ratio <= least), 1.0))
 
 
+def undiluted_noise_rate(counted: float, diluted: float, share: float) -> float:
+    """The count pi0 less the clean pairs in it that only the noise in their profiles makes look like noise.
+
+    With pi the share of noise and b the share of the clean pairs that look like noise, pi0 = pi + (1 - pi) b. Let b
+    rise in proportion to the noise in the profiles. That is pi, and pi + (1 - pi) share once null pairs have taken the
+    place of this share of the pairs, so that the count rises by D = (1 - pi)^2 share b', b' being the slope of b; and
+
+        pi = pi0 - D pi / (share (1 - pi)),
+
+    of which the smaller root is returned: pi0 where D is 0 (or, by chance, less). Clean pairs that look like noise
+    whatever their profiles hold stay in it.
+
+    Args:
+        counted: pi0 as it is; diluted: with null pairs in place of ``share`` of the pairs, see
+            :mod:`recbole_guider.amsc.dilution`.
+    """
+    if share <= 0 or counted <= 0:
+        return counted
+    middle = share * (1 + counted) + max(diluted - counted, 0.0)
+    # share pi^2 - middle pi + share counted = 0, by the form that loses no digits
+    return 2 * share * counted / (middle + np.sqrt(max(middle**2 - 4 * share**2 * counted, 0.0)))
+
+
 def cautious_noise_rate(null_ratio: FloatArray) -> float:
     """A low quantile of f/f0 over the null pairs, which lies above pi0 where evidence is weak.
 

@@ -4,7 +4,7 @@ Four passes over the log, each in pieces of bounded size:
 
 1. split: rows are dealt to buckets by user, so that a bucket holds whole profiles;
 2. count: profile sizes and item degrees;
-3. sample: the profiles of some users, which the driver learns from (:func:`recbole_guider.amsc.judge.learn`);
+3. sample: the profiles of some users, which the driver learns from (:func:`recbole_guider.amsc.lesson.learn`);
 4. judge: what was learned goes to every machine once, and each bucket is scored and written.
 
 Everything that is learned follows from sums of integers and from a sample that depends on (seed, user) alone, so the
@@ -33,7 +33,8 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from recbole_guider.amsc.draws import Parts
-from recbole_guider.amsc.judge import Judge, LogCounts, UserSample, check_modalities, learn, learning_sample
+from recbole_guider.amsc.judge import Judge
+from recbole_guider.amsc.lesson import LogCounts, UserSample, check_modalities, learn, learning_sample
 from recbole_guider.amsc.profiles import Profiles, build_profiles
 from recbole_guider.amsc.similarity import Modality, modality_list
 from recbole_guider.errors import GuiderError

@@ -1,0 +1,169 @@
+"""How well candidates fit their users' profiles: everything that compares items, and how it becomes one score."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recbole_guider.amsc.behaviour import CoOccurrence
+from recbole_guider.amsc.discriminant import Discriminant
+from recbole_guider.amsc.factors import Factors
+from recbole_guider.amsc.learned import FoldedEmbeddings
+from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.similarity import Modality, block_similarity, mean_scores, profile_blocks, top_mean, top_scores
+from recbole_guider.settings import CalibrationSettings
+
+#: The name of the behaviour modality among the weights and the evidence.
+BEHAVIOUR = "behaviour"
+
+#: What compares items by behaviour.
+Behaviour = CoOccurrence | FoldedEmbeddings | Modality | None
+
+
+class Evidence:
+    """How well candidates fit the rest of their users' profiles, by everything that compares items.
+
+    Args:
+        modalities: of the content.
+        behaviour: one more modality, or None.
+        agreement: float32 [n_items], the confidence c_i.
+        settings: of the aggregation.
+        learned: name -> embeddings that are evidence beside the score.
+        nearest: whether the most similar item of a profile is evidence as well, in each modality and each embedding.
+    """
+
+    def __init__(
+        self,
+        modalities: list[Modality],
+        behaviour: Behaviour,
+        agreement: NDArray[np.float32],
+        settings: CalibrationSettings,
+        learned: Mapping[str, FoldedEmbeddings] | None = None,
+        nearest: bool = False,
+    ) -> None:
+        self.agreement, self.settings, self.nearest = agreement, settings, nearest
+        self.modalities = list(modalities)
+        if isinstance(behaviour, Modality):
+            self.modalities.append(behaviour)
+        self.behaviour = None if isinstance(behaviour, Modality) else behaviour
+        self.learned = dict(learned or {})
+        self.fitted: dict[str, Discriminant | Factors] = {}
+
+    def of_log(self, profiles: Profiles) -> Evidence:
+        """This evidence where the log consists of these profiles: what is counted exactly is counted anew."""
+        if not isinstance(self.behaviour, CoOccurrence):
+            return self
+        other = copy.copy(self)
+        other.behaviour = CoOccurrence(profiles, self.agreement)
+        return other
+
+    def parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
+        """The score of each modality on its own; name -> float64 [len(candidates)]."""
+        if self.settings.aggregation == "topk":
+            return _rounded(self._topk(profiles, candidates, None))
+        result = {m.name: mean_scores(m.rows, self.agreement, profiles, candidates) for m in self.modalities}
+        if isinstance(self.behaviour, CoOccurrence):
+            result[BEHAVIOUR] = self.behaviour.mean_scores(profiles, candidates)
+        elif self.behaviour is not None:
+            result[BEHAVIOUR] = self.behaviour.mean_scores(self.agreement, profiles, candidates)
+        return _rounded(result)
+
+    def further_parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
+        """What is evidence beside the score: learned similarities, nearest items; name -> float64 [len(candidates)]."""
+        result = {name: e.mean_scores(self.agreement, profiles, candidates) for name, e in self.learned.items()}
+        result |= {name: fitted.scores(profiles, candidates) for name, fitted in self.fitted.items()}
+        if self.nearest:
+            for modality in self.modalities:
+                result[f"nearest.{modality.name}"] = top_scores(
+                    modality.rows, self.agreement, profiles, candidates, topk=1
+                )
+            for name, embeddings in self.learned.items():
+                result[f"nearest.{name}"] = embeddings.top_scores(self.agreement, profiles, candidates, topk=1)
+        return _rounded(result)
+
+    def score(
+        self,
+        profiles: Profiles,
+        candidates: Candidates,
+        parts: Mapping[str, FloatArray],
+        weights: Mapping[str, float],
+    ) -> FloatArray:
+        """The AMSC score; float64 [len(candidates)]."""
+        if self.settings.aggregation == "topk":
+            return _rounded(self._topk(profiles, candidates, weights))["score"]
+        # The mean is linear: the score is the weighted sum of its parts.
+        total = np.zeros(len(candidates))
+        for name, weight in weights.items():
+            total += weight * parts[name]
+        return _rounded({"score": total})["score"]
+
+    def _topk(
+        self, profiles: Profiles, candidates: Candidates, weights: Mapping[str, float] | None
+    ) -> dict[str, FloatArray]:
+        names = [m.name for m in self.modalities] + ([BEHAVIOUR] if self.behaviour is not None else [])
+        result = {name: np.zeros(len(candidates)) for name in (names if weights is None else ["score"])}
+        root = np.sqrt(self.agreement)[:, None]
+        rows = {m.name: m.rows * root for m in self.modalities}
+        width = max([1] + [r.shape[1] for r in rows.values()])
+        pieces: list[tuple[IntArray, FloatArray | None]] = [(np.arange(len(candidates)), None)]
+        if isinstance(self.behaviour, FoldedEmbeddings):
+            pieces = [(at, folded * root) for at, folded in self.behaviour.split(profiles, candidates)]
+            width = max([width] + [folded.shape[1] for folded in self.behaviour.rows])
+        for at, folded in pieces:
+            some = candidates.take(at)
+            for block in profile_blocks(profiles, some, width):
+                items, left_out = some.items[block.index], some.left_out[block.index]
+                similarity = {name: block_similarity(v, items, block.profile) for name, v in rows.items()}
+                if isinstance(self.behaviour, CoOccurrence):
+                    similarity[BEHAVIOUR] = self.behaviour.block(items, block.profile, items == left_out)
+                elif folded is not None:
+                    similarity[BEHAVIOUR] = block_similarity(folded, items, block.profile)
+                if weights is not None:
+                    similarity = {"score": sum(weights[name] * s for name, s in similarity.items())}  # type: ignore[dict-item]  # sum of arrays
+                left = block.profile == left_out[:, None]
+                for name, s in similarity.items():
+                    result[name][at[block.index]] = top_mean(s, left, self.settings.topk)
+        return result
+
+
+def _rounded(parts: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """In single precision: another processor may round the last bits another way, and a tree may split there."""
+    return {name: part.astype(np.float32).astype(np.float64) for name, part in parts.items()}
+
+
+def adaptive_weights(observed: Mapping[str, FloatArray], null: Mapping[str, FloatArray]) -> dict[str, float]:
+    """alpha_m, from how far modality m separates observed from null pairs.
+
+        alpha_m proportional to max(0, mean(s_m) - mean(s0_m)) / (var(s_m) + var(s0_m)):
+
+    the best weights of a sum of uncorrelated scores (Fisher's discriminant with a diagonal covariance). Uniform if
+    nothing separates.
+    """
+    raw = {}
+    for name, part in observed.items():
+        gap = float(part.mean() - null[name].mean()) if len(part) and len(null[name]) else 0.0
+        spread = float(part.var() + null[name].var()) if len(part) and len(null[name]) else 0.0
+        raw[name] = max(gap, 0.0) / spread if spread > 1e-15 else 0.0
+    total = sum(raw.values())
+    return {name: value / total if total > 0 else 1.0 / len(raw) for name, value in raw.items()}
+
+
+def classifier_columns(
+    score: FloatArray,
+    parts: Mapping[str, FloatArray],
+    size: IntArray,
+    degree: IntArray,
+    settings: CalibrationSettings,
+) -> tuple[FloatArray, list[int]]:
+    """(what the classifier sees of each pair, in which of its columns f/f0 must not fall)."""
+    columns, monotone = [score], [1]
+    if len(parts) > 1:
+        columns += [*parts.values(), size.astype(np.float64)]
+        monotone += [1] * len(parts) + [0]
+    if settings.popularity:
+        columns += [degree.astype(np.float64), size.astype(np.float64)]
+        monotone += [0, 0]
+    return np.column_stack(columns), monotone

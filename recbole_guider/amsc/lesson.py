@@ -1,0 +1,281 @@
+"""What AMSC learns from a log.
+
+Learning takes the counts of the whole log and the profiles of a sample of its users; judging takes the profiles of any
+users, one block after the other. Nothing else passes between the two, so a log may lie in memory or on many machines.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from recbole_guider.amsc import decision
+from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
+from recbole_guider.amsc.dilution import count_diluted
+from recbole_guider.amsc.discriminant import learn_discriminant
+from recbole_guider.amsc.draws import uniform
+from recbole_guider.amsc.evidence import BEHAVIOUR, Behaviour, Evidence, adaptive_weights, classifier_columns
+from recbole_guider.amsc.judge import Judge, judged_pairs
+from recbole_guider.amsc.learned import (
+    PARTS,
+    FoldedEmbeddings,
+    centred,
+    half_whitened,
+    joined_content,
+    learn_embeddings,
+)
+from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, NullPairs, Profiles, draw_null_pairs
+from recbole_guider.amsc.similarity import Modality, confidence, normalise_modality
+from recbole_guider.errors import GuiderError
+from recbole_guider.settings import CalibrationSettings
+
+logger = logging.getLogger(__name__)
+
+#: Null pairs drawn for each observed pair.
+NULL_DRAWS = 2
+#: About the largest number of observed and null pairs that the classifier learns from.
+SAMPLE = 1_000_000
+#: About the largest number of pairs that embeddings are learned from.
+LEARN_PAIRS = 20_000_000
+
+
+@dataclass(frozen=True)
+class LogCounts:
+    """What is counted over the whole log; the sum of two is that of two logs without a common user.
+
+    Attributes:
+        n_pairs: the number of distinct pairs.
+        n_judged: of those, the pairs of users whose profile is long enough to be judged.
+        square_sum: the sum of the squared profile sizes.
+        item_degree: int64 [n_items], the number of users of each item.
+    """
+
+    n_pairs: int
+    n_judged: int
+    square_sum: int
+    item_degree: IntArray
+
+    @classmethod
+    def of(cls, profiles: Profiles, settings: CalibrationSettings) -> LogCounts:
+        """The counts of these profiles."""
+        n_judged = int(judged_pairs(profiles, settings).sum())
+        return cls(profiles.n_pairs, n_judged, profiles.square_sum, profiles.item_degree)
+
+    def __add__(self, other: LogCounts) -> LogCounts:
+        return LogCounts(
+            self.n_pairs + other.n_pairs,
+            self.n_judged + other.n_judged,
+            self.square_sum + other.square_sum,
+            self.item_degree + other.item_degree,
+        )
+
+
+@dataclass(frozen=True)
+class UserSample:
+    """About a given number of pairs: those of the users whose own random number lies below ``share``.
+
+    Whole users, since a null pair is scored against a whole profile, and the same users however the log is cut. A
+    smaller sample of the same seed is part of a larger one.
+
+    Attributes:
+        seed: of the calibration.
+        share: of the users, 1 or more for all.
+    """
+
+    seed: int
+    share: float
+
+    @classmethod
+    def of_size(cls, seed: int, wanted: int, n_pairs: int) -> UserSample:
+        """The sample that holds about ``wanted`` of ``n_pairs`` pairs."""
+        return cls(seed, wanted / max(n_pairs, 1))
+
+    def users(self, keys: IntArray) -> IntArray:
+        """Positions of the sampled users among users with these keys."""
+        return np.flatnonzero(uniform(keys, self.seed) < self.share)
+
+    def __call__(self, profiles: Profiles) -> Profiles:
+        """The profiles of the sampled users; the same object where those are all."""
+        return profiles if self.share >= 1 else profiles.of_users(self.users(profiles.keys))
+
+
+def learning_sample(counts: LogCounts, seed: int) -> UserSample:
+    """The users that :func:`learn` has to see."""
+    return UserSample.of_size(seed, LEARN_PAIRS, counts.n_pairs)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What :func:`learn` saw on the way to its judge.
+
+    Attributes:
+        judge: what was learned.
+        sample: the profiles that evidence was compared with null pairs in.
+        parts: name -> float64 [n_pairs], the evidence of the pairs of ``sample``.
+        nulls: the null pairs, ``pair`` a row of ``sample``.
+        null_score: float64 [n_null].
+        null_parts: name -> float64 [n_null].
+    """
+
+    judge: Judge
+    sample: Profiles
+    parts: dict[str, FloatArray]
+    nulls: NullPairs
+    null_score: FloatArray
+    null_parts: dict[str, FloatArray] = field(default_factory=dict)
+
+
+def check_modalities(modalities: list[Modality], behaviour: bool) -> None:
+    """Raise GuiderError where there is nothing to compare items by, or a name is taken."""
+    if not modalities and not behaviour:
+        raise GuiderError(
+            "There is nothing to compare items by: give at least one modality, or set "
+            "guider.calibration.behaviour: true."
+        )
+    if any(m.name == BEHAVIOUR for m in modalities):
+        raise GuiderError(f"A modality cannot be called {BEHAVIOUR!r}: that is the name of co-occurrence; rename it.")
+
+
+def learn(
+    counts: LogCounts,
+    profiles: Profiles,
+    modalities: list[Modality],
+    settings: CalibrationSettings,
+    seed: int,
+    behaviour_embeddings: ArrayLike | tuple[ArrayLike | None, ArrayLike] | None = None,
+) -> Lesson:
+    """Learn what separates observed from null pairs.
+
+    Args:
+        counts: of the whole log.
+        profiles: of the users in ``learning_sample(counts, seed)``, sorted by user.
+        modalities: of the content, normalised.
+        settings: ``guider.calibration``.
+        seed: of every random choice made here.
+        behaviour_embeddings: as in :func:`recbole_guider.amsc.calibrate`.
+
+    Raises:
+        GuiderError: as :func:`check_modalities`, and for embeddings of a wrong shape.
+    """
+    wants_behaviour = settings.behaviour or behaviour_embeddings is not None
+    check_modalities(modalities, wants_behaviour)
+    # One generator for each purpose: an option that draws more does not change the others.
+    anchor_rng, null_rng, learned_rng, decision_rng, factors_rng, dilution_rng = (
+        np.random.default_rng([seed, k]) for k in range(6)
+    )
+    n_items = profiles.n_items
+    agreement = confidence(modalities, kind=settings.confidence, anchors=settings.anchors, rng=anchor_rng)
+    if not modalities:
+        agreement = np.ones(n_items, dtype=np.float32)
+
+    sampled = UserSample.of_size(seed, SAMPLE // (1 + NULL_DRAWS), counts.n_judged)
+    sample = sampled(profiles)
+    judged = judged_pairs(sample, settings)
+    nulls = draw_null_pairs(
+        sample,
+        np.repeat(np.flatnonzero(judged), NULL_DRAWS),
+        by_popularity=settings.null_items == "popularity",
+        rng=null_rng,
+        item_degree=counts.item_degree,
+    )
+    observed = Candidates(sample.users, sample.items, sample.items)
+    null = Candidates(sample.users[nulls.pair], nulls.items, sample.items[nulls.pair])
+
+    exact = None
+    # Exact counts need every profile, so all of them have to be here.
+    complete = counts.n_pairs == profiles.n_pairs
+    if behaviour_embeddings is None and settings.behaviour and complete and counts_are_affordable(counts.square_sum):
+        exact = CoOccurrence(profiles, agreement)
+        exact = exact if exact.is_affordable else None
+    learned: dict[str, FoldedEmbeddings] = {}
+    joined = None
+    if settings.learned or (settings.behaviour and behaviour_embeddings is None and exact is None):
+        joined = joined_content(modalities, learned_rng)
+        learned = learn_embeddings(profiles, joined, learned_rng)
+    behaviour: Behaviour = exact
+    if behaviour_embeddings is not None:
+        given = behaviour_embeddings[1] if isinstance(behaviour_embeddings, tuple) else behaviour_embeddings
+        behaviour = normalise_modality(BEHAVIOUR, given, n_items)
+    elif settings.behaviour and exact is None:
+        logger.info(
+            "The profiles are too long for exact co-occurrence (sum of squared sizes %.3g): behaviour is compared by "
+            "a low-rank embedding of the interactions.",
+            float(counts.square_sum),
+        )
+        behaviour = learned["behaviour"]
+
+    names = (["behaviour", "content", "both"] if wants_behaviour else ["content"]) if settings.learned else []
+    shown = {f"learned.{name}": learned[name] for name in names if name in learned}
+    # Comparing a pair with every item of its profile costs what counting the pairs of items does.
+    nearest = settings.nearest and counts_are_affordable(counts.square_sum)
+    evidence = Evidence(modalities, behaviour, agreement, settings, shown, nearest)
+    parts, null_parts = evidence.parts(sample, observed), evidence.parts(sample, null)
+    weights = dict.fromkeys(parts, 1 / len(parts))
+    if settings.weights == "adaptive":
+        weights = adaptive_weights({name: part[judged] for name, part in parts.items()}, null_parts)
+    if settings.learned and joined is not None:
+        user_parts, by_part = learned["content"].parts, learned["content"].rows
+        middle = centred(joined, counts.item_degree.astype(np.float64)).astype(np.float32)
+        for name, rows in {"directions": [middle] * PARTS, "content_directions": by_part}.items():
+            evidence.fitted[f"learned.{name}"] = learn_discriminant(
+                rows, user_parts, sample, observed, null, learned_rng
+            )
+    if settings.learned and (wants_behaviour or joined is not None):
+        # imported here: it loads torch, which the many processes that only judge do without
+        from recbole_guider.amsc.factor_training import learn_factors
+
+        evidence.fitted["learned.factors"] = learn_factors(
+            profiles,
+            learned["behaviour"].parts,
+            counts.item_degree,
+            None if joined is None else half_whitened(joined),
+            wants_behaviour,
+            factors_rng,
+        )
+    score = evidence.score(sample, observed, parts, weights)
+    null_score = evidence.score(sample, null, null_parts, weights)
+    parts |= evidence.further_parts(sample, observed)
+    null_parts |= evidence.further_parts(sample, null)
+
+    size = sample.size[sample.users]
+    rule: decision.CrossFitted | decision.ZScore | FloatArray | None = None
+    given, counted = settings.noise_rate, None
+    noise_rate = doubt = 0.0 if given is None else given
+    told_apart = settings.popularity or any(
+        np.ptp(np.concatenate([parts[name][judged], null_part])) > 0 for name, null_part in null_parts.items()
+        if len(null_part)
+    )
+    if given is None and not told_apart:
+        # any share of noise would explain what is seen
+        if len(nulls.items):
+            logger.warning(
+                "AMSC finds nothing that tells items apart in %s: all interactions count as clean.", ", ".join(weights)
+            )
+    elif settings.decision == "lfdr":
+        degree, null_degree = counts.item_degree[sample.items] - 1, counts.item_degree[nulls.items]
+        columns, monotone = classifier_columns(score, parts, size, degree, settings)
+        null_columns, _ = classifier_columns(null_score, null_parts, size[nulls.pair], null_degree, settings)
+        keys, null_keys = sample.keys[sample.users], sample.keys[null.users]
+        rule = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, decision_rng)
+        if given is None:
+            null_ratio = rule.ratio(null_columns, null_keys)
+            doubt = decision.cautious_noise_rate(null_ratio)
+            counted = decision.counted_noise_rate(rule.ratio(columns[judged], keys[judged]), null_ratio)
+    else:
+        if given is None:
+            noise_rate = doubt = decision.storey_noise_rate(score[judged], null_score)
+        rule = np.sort(score[judged])
+        if settings.decision == "zscore":
+            rule = decision.ZScore(score[judged], size[judged], null_score, size[nulls.pair], noise_rate)
+    judge = Judge(evidence, settings, weights, counts.item_degree, rule, noise_rate, doubt)
+    if counted is not None:
+        # exact counts are those of all users
+        log, users = (sample, None) if exact is None or sample is profiles else (profiles, sampled.users(profiles.keys))
+        diluted = count_diluted(judge, log, users, nulls, dilution_rng)
+        noise_rate = decision.undiluted_noise_rate(counted, diluted.noise_rate, diluted.share)
+        # both are too high where clean pairs look like noise
+        judge = replace(judge, noise_rate=min(noise_rate, doubt))
+    return Lesson(judge, sample, parts, nulls, null_score, null_parts)

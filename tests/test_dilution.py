@@ -1,0 +1,152 @@
+"""The counted noise share, less the clean pairs that only the noise in their profiles makes look like noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_amsc import few_passes, inject, run, world  # noqa: F401
+
+from recbole_guider.amsc import decision, dilution, lesson
+from recbole_guider.amsc.behaviour import CoOccurrence
+from recbole_guider.amsc.judge import judged_pairs
+from recbole_guider.amsc.lesson import LogCounts, learn
+from recbole_guider.amsc.profiles import Candidates, build_profiles
+from recbole_guider.amsc.similarity import modality_list
+from recbole_guider.settings import CalibrationSettings
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.3, 0.6])
+@pytest.mark.parametrize("slope", [0.0, 0.2, 0.8])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_the_formula_finds_the_noise_of_its_model(noise, slope, share):
+    counted = noise + (1 - noise) * slope * noise
+    diluted = noise + (1 - noise) * slope * (noise + (1 - noise) * share)
+    assert decision.undiluted_noise_rate(counted, diluted, share) == pytest.approx(noise, abs=1e-12)
+
+
+def test_what_looks_like_noise_in_every_profile_stays_and_chance_adds_nothing():
+    assert decision.undiluted_noise_rate(0.3, 0.3, 0.5) == pytest.approx(0.3)
+    assert decision.undiluted_noise_rate(0.3, 0.2, 0.5) == pytest.approx(0.3)
+    assert decision.undiluted_noise_rate(1.0, 1.0, 0.5) == pytest.approx(1.0)
+    assert decision.undiluted_noise_rate(0.3, 0.6, 0.0) == 0.3  # nothing could be replaced
+    assert decision.undiluted_noise_rate(0.0, 0.4, 0.5) == 0.0
+    found = [decision.undiluted_noise_rate(0.3, diluted, 0.5) for diluted in np.linspace(0.3, 1, 20)]
+    assert np.all(np.diff(found) < 0) and found[-1] > 0
+
+
+def learned(n_users=300, n_items=200, **settings):
+    users, items, features, n_users, n_items = world(n_users, n_items, sizes=(2, 20))
+    profiles = build_profiles(users, items, n_users, n_items)
+    chosen = CalibrationSettings(**settings)
+    counts = LogCounts.of(profiles, chosen)
+    return profiles, learn(counts, profiles, modality_list(features, "all", n_items), chosen, 0)
+
+
+@pytest.mark.parametrize("null_items", ["popularity", "uniform"])
+def test_each_pair_gives_way_to_a_null_pair_once_and_profiles_keep_their_size(null_items):
+    profiles, found = learned(null_items=null_items)
+    halves = list(dilution._diluted_halves(profiles, found.judge, np.random.default_rng(0)))
+    stays = np.array([half.contains(profiles.users, profiles.items) for half in halves])
+    # a pair whose stand-in has come already stays in both
+    assert np.all(stays.any(axis=0)) and np.mean(stays.all(axis=0)) < 0.1
+    assert np.mean(stays[0]) == pytest.approx(0.5, abs=0.06)
+    came = []
+    for half in halves:
+        assert np.array_equal(half.indptr, profiles.indptr) and np.array_equal(half.keys, profiles.keys)
+        new = ~profiles.contains(half.users, half.items)
+        came += half.items[new].tolist()
+    popularity = np.corrcoef(np.bincount(came, minlength=profiles.n_items), profiles.item_degree)[0, 1]
+    assert popularity > 0.8 if null_items == "popularity" else popularity < 0.4
+
+
+def test_co_occurrence_is_that_of_the_diluted_log():
+    profiles, found = learned()
+    assert isinstance(found.judge.evidence.behaviour, CoOccurrence)
+    half = next(iter(dilution._diluted_halves(profiles, found.judge, np.random.default_rng(0))))
+    pairs = np.arange(0, half.n_pairs, 37)
+    observed = Candidates(half.users[pairs], half.items[pairs], half.items[pairs])
+    got = found.judge.evidence.of_log(half).parts(half, observed)["behaviour"]
+    baskets = {u: set(half.items[half.users == u].tolist()) for u in range(half.n_users)}
+    c = found.judge.evidence.agreement
+    for user, item, value in zip(observed.users, observed.items, got, strict=True):
+        others = [p for u, p in baskets.items() if u != user]
+        similarities = []
+        for other in baskets[user] - {int(item)}:
+            both, one, two = (sum(wanted <= p for p in others) for wanted in ({item, other}, {item}, {other}))
+            similarities.append(both / np.sqrt(one * two) * np.sqrt(c[item] * c[other]) if one and two else 0.0)
+        assert value == pytest.approx(np.mean(similarities) if similarities else 0.0, abs=1e-6)
+
+
+def test_the_count_is_that_of_every_pair_against_its_diluted_profile(monkeypatch):
+    profiles, found = learned()
+    judge = found.judge
+    seen = []
+
+    def counting(ratio, null_ratio):
+        seen.append((ratio, null_ratio))
+        return 0.25
+
+    monkeypatch.setattr(decision, "counted_noise_rate", counting)
+    got = dilution.count_diluted(judge, profiles, None, found.nulls, np.random.default_rng(3))
+    assert got.noise_rate == 0.25 and 0.45 < got.share < 0.51
+    ratio, null_ratio = seen[0]
+    judged = judged_pairs(profiles, judge.settings)
+    assert judged.sum() <= len(ratio) < 1.1 * judged.sum()
+    assert 0.95 * len(found.nulls.items) < len(null_ratio) < 1.1 * len(found.nulls.items)
+    # noise in the profiles blurs what clean pairs look like
+    assert np.median(ratio) < np.median(judge.rule.ratio(*_rows(judge, profiles, judged)))
+    # the users that are judged may be some of those whose co-occurrence is counted
+    every = dilution.count_diluted(
+        judge, profiles, np.arange(profiles.n_users), found.nulls, np.random.default_rng(3)
+    )
+    assert every == got
+    np.testing.assert_array_equal(seen[0][0], seen[1][0])
+
+
+def _rows(judge, profiles, judged):
+    observed = Candidates(profiles.users[judged], profiles.items[judged], profiles.items[judged])
+    parts = judge.evidence.parts(profiles, observed)
+    score = judge.evidence.score(profiles, observed, parts, judge.weights)
+    parts |= judge.evidence.further_parts(profiles, observed)
+    size, degree = profiles.size[observed.users], judge.item_degree[observed.items] - 1
+    columns, _ = lesson.classifier_columns(score, parts, size, degree, judge.settings)
+    return columns, profiles.keys[observed.users]
+
+
+def test_judging_candidates_gives_the_ratios_that_probabilities_come_from():
+    profiles, found = learned()
+    judge, every = found.judge, np.arange(profiles.n_pairs)
+    judged = judged_pairs(profiles, judge.settings)
+    ratio = judge.ratio(profiles, Candidates(profiles.users[every], profiles.items[every], profiles.items[every]))
+    probability = judge(profiles).probability
+    expected = decision.local_clean_probability(ratio, judge.doubt)
+    np.testing.assert_array_equal(probability[judged], expected[judged])
+
+
+def test_the_share_is_nearer_to_the_truth_where_content_is_blurred(monkeypatch):
+    counted, found, truth = [], [], []
+    original = decision.undiluted_noise_rate
+
+    def noted(count, diluted, share):
+        counted.append(count)
+        return original(count, diluted, share)
+
+    monkeypatch.setattr(decision, "undiluted_noise_rate", noted)
+    for seed in range(3):
+        # nobody strays from a taste: what is injected is all the noise there is
+        users, items, features, n_users, n_items = world(2000, 600, seed, sharpness=1.0, sizes=(3, 30))
+        image = features["image"] + 2 * np.random.default_rng(seed).normal(size=features["image"].shape)
+        users, items, noise = inject(users, items, n_users, n_items, 0.3, seed)
+        content_alone = {"behaviour": False, "learned": False, "nearest": False}
+        result = run(users, items, {"image": image}, n_users, n_items, seed=seed, **content_alone)
+        found.append(result.noise_rate)
+        truth.append(noise.mean())
+    assert np.mean(counted) > np.mean(truth) + 0.04
+    assert np.mean(found) == pytest.approx(np.mean(truth), abs=0.03)
+
+
+def test_a_given_rate_and_other_decisions_dilute_nothing(monkeypatch):
+    monkeypatch.setattr(lesson, "count_diluted", None)
+    users, items, features, n_users, n_items = world()
+    for settings in ({"noise_rate": 0.2}, {"decision": "quantile"}, {"decision": "zscore"}):
+        run(users, items, features, n_users, n_items, **settings)
