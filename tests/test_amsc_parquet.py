@@ -432,9 +432,9 @@ def test_no_process_holds_the_log(tmp_path):
         ray.init(address="local", num_cpus=1, object_store_memory=80_000_000, **quiet)
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
-        from recbole_guider.amsc import calibrate_parquet, judge, parquet
+        from recbole_guider.amsc import calibrate_parquet, lesson, parquet
         from recbole_guider.settings import CalibrationSettings
-        judge.SAMPLE, judge.LEARN_PAIRS = 20_000, 100_000
+        lesson.SAMPLE, lesson.LEARN_PAIRS = 20_000, 100_000
         parquet.BUCKET_BYTES, parquet._SPLIT_BYTES = 8_000_000, 8_000_000
         features = {"image": rng.normal(size=(n_items, 8))}
         settings = CalibrationSettings(learned=False, behaviour=False)
