@@ -13,6 +13,9 @@ from recbole_guider.amsc.evidence import Evidence, classifier_columns
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
 from recbole_guider.settings import CalibrationSettings
 
+#: What :attr:`Judge.rule` may be.
+Rule = decision.CrossFitted | decision.ZScore | FloatArray | None
+
 
 def judged_pairs(profiles: Profiles, settings: CalibrationSettings) -> NDArray[np.bool_]:
     """bool [n_pairs]: the pairs of users with at least ``min_profile`` items."""
@@ -67,7 +70,7 @@ class Judge:
     settings: CalibrationSettings
     weights: dict[str, float]
     item_degree: IntArray
-    rule: decision.CrossFitted | decision.ZScore | FloatArray | None
+    rule: Rule
     noise_rate: float
     doubt: float
 

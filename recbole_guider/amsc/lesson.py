@@ -7,10 +7,11 @@ users, one block after the other. Nothing else passes between the two, so a log 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from recbole_guider.amsc import decision
 from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
@@ -18,7 +19,7 @@ from recbole_guider.amsc.dilution import count_diluted
 from recbole_guider.amsc.discriminant import learn_discriminant
 from recbole_guider.amsc.draws import uniform
 from recbole_guider.amsc.evidence import BEHAVIOUR, Behaviour, Evidence, adaptive_weights, classifier_columns
-from recbole_guider.amsc.judge import Judge, judged_pairs
+from recbole_guider.amsc.judge import Judge, Rule, judged_pairs
 from recbole_guider.amsc.learned import (
     PARTS,
     FoldedEmbeddings,
@@ -240,26 +241,61 @@ def learn(
     parts |= evidence.further_parts(sample, observed)
     null_parts |= evidence.further_parts(sample, null)
 
-    size = sample.size[sample.users]
-    rule: decision.CrossFitted | decision.ZScore | FloatArray | None = None
-    given, counted = settings.noise_rate, None
-    noise_rate = doubt = 0.0 if given is None else given
     told_apart = settings.popularity or any(
         np.ptp(np.concatenate([parts[name][judged], null_part])) > 0 for name, null_part in null_parts.items()
         if len(null_part)
     )
-    if given is None and not told_apart:
+    if settings.noise_rate is None and not told_apart:
         # any share of noise would explain what is seen
         if len(nulls.items):
             logger.warning(
                 "AMSC finds nothing that tells items apart in %s: all interactions count as clean.", ", ".join(weights)
             )
-    elif settings.decision == "lfdr":
-        degree, null_degree = counts.item_degree[sample.items] - 1, counts.item_degree[nulls.items]
+        judge = Judge(evidence, settings, weights, counts.item_degree, None, 0.0, 0.0)
+        return Lesson(judge, sample, parts, nulls, null_score, null_parts)
+    rule, noise_rate, doubt, counted = _decide(
+        sample, judged, nulls, (score, parts), (null_score, null_parts), counts.item_degree, settings, decision_rng
+    )
+    judge = Judge(evidence, settings, weights, counts.item_degree, rule, noise_rate, doubt)
+    if counted is not None:
+        # exact counts are those of all users
+        log, users = (sample, None) if exact is None or sample is profiles else (profiles, sampled.users(profiles.keys))
+        diluted = count_diluted(judge, log, users, nulls, dilution_rng)
+        noise_rate = decision.undiluted_noise_rate(counted, diluted.noise_rate, diluted.share)
+        # both are too high where clean pairs look like noise
+        judge = replace(judge, noise_rate=min(noise_rate, doubt))
+    return Lesson(judge, sample, parts, nulls, null_score, null_parts)
+
+
+def _decide(
+    sample: Profiles,
+    judged: NDArray[np.bool_],
+    nulls: NullPairs,
+    observed: tuple[FloatArray, Mapping[str, FloatArray]],
+    null: tuple[FloatArray, Mapping[str, FloatArray]],
+    item_degree: IntArray,
+    settings: CalibrationSettings,
+    rng: np.random.Generator,
+) -> tuple[Rule, float, float, float | None]:
+    """How scores become probabilities: (rule, noise rate, doubt) of :class:`Judge`, and the count of noise among
+    ``judged`` pairs where ``lfdr`` estimates it.
+
+    Args:
+        observed, null: scores and evidence of the pairs of ``sample`` and of ``nulls``.
+        rng: of the cross-fitting.
+    """
+    (score, parts), (null_score, null_parts) = observed, null
+    size = sample.size[sample.users]
+    rule: Rule
+    given, counted = settings.noise_rate, None
+    noise_rate = doubt = 0.0 if given is None else given
+    if settings.decision == "lfdr":
+        degree, null_degree = item_degree[sample.items] - 1, item_degree[nulls.items]
         columns, monotone = classifier_columns(score, parts, size, degree, settings)
         null_columns, _ = classifier_columns(null_score, null_parts, size[nulls.pair], null_degree, settings)
-        keys, null_keys = sample.keys[sample.users], sample.keys[null.users]
-        rule = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, decision_rng)
+        keys = sample.keys[sample.users]
+        null_keys = keys[nulls.pair]
+        rule = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, rng)
         if given is None:
             null_ratio = rule.ratio(null_columns, null_keys)
             doubt = decision.cautious_noise_rate(null_ratio)
@@ -270,12 +306,4 @@ def learn(
         rule = np.sort(score[judged])
         if settings.decision == "zscore":
             rule = decision.ZScore(score[judged], size[judged], null_score, size[nulls.pair], noise_rate)
-    judge = Judge(evidence, settings, weights, counts.item_degree, rule, noise_rate, doubt)
-    if counted is not None:
-        # exact counts are those of all users
-        log, users = (sample, None) if exact is None or sample is profiles else (profiles, sampled.users(profiles.keys))
-        diluted = count_diluted(judge, log, users, nulls, dilution_rng)
-        noise_rate = decision.undiluted_noise_rate(counted, diluted.noise_rate, diluted.share)
-        # both are too high where clean pairs look like noise
-        judge = replace(judge, noise_rate=min(noise_rate, doubt))
-    return Lesson(judge, sample, parts, nulls, null_score, null_parts)
+    return rule, noise_rate, doubt, counted
