@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from test_amsc import few_passes, inject, run, world  # noqa: F401
@@ -34,8 +36,9 @@ def test_what_looks_like_noise_in_every_profile_stays_and_chance_adds_nothing():
     assert np.all(np.diff(found) < 0) and found[-1] > 0
 
 
-def learned(n_users=300, n_items=200, **settings):
-    users, items, features, n_users, n_items = world(n_users, n_items, sizes=(2, 20))
+@cache
+def learned(**settings):
+    users, items, features, n_users, n_items = world(300, 200, sizes=(2, 20))
     profiles = build_profiles(users, items, n_users, n_items)
     chosen = CalibrationSettings(**settings)
     counts = LogCounts.of(profiles, chosen)
