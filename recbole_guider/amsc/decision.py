@@ -124,7 +124,7 @@ def undiluted_noise_rate(counted: float, diluted: float, share: float) -> float:
         pi = pi0 - D pi / (share (1 - pi)),
 
     of which the smaller root is returned: pi0 where D is 0 (or, by chance, less). Clean pairs that look like noise
-    whatever their profiles hold stay in it.
+    whatever their profiles hold stay in it. Where b rises late, at first slowly, too much is subtracted.
 
     Args:
         counted: pi0 as it is; diluted: with null pairs in place of ``share`` of the pairs, see
