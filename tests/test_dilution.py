@@ -97,23 +97,14 @@ def test_the_count_is_that_of_every_pair_against_its_diluted_profile(monkeypatch
     assert judged.sum() <= len(ratio) < 1.1 * judged.sum()
     assert 0.95 * len(found.nulls.items) < len(null_ratio) < 1.1 * len(found.nulls.items)
     # noise in the profiles blurs what clean pairs look like
-    assert np.median(ratio) < np.median(judge.rule.ratio(*_rows(judge, profiles, judged)))
+    observed = Candidates(profiles.users[judged], profiles.items[judged], profiles.items[judged])
+    assert np.median(ratio) < np.median(judge.ratio(profiles, observed))
     # the users that are judged may be some of those whose co-occurrence is counted
     every = dilution.count_diluted(
         judge, profiles, np.arange(profiles.n_users), found.nulls, np.random.default_rng(3)
     )
     assert every == got
     np.testing.assert_array_equal(seen[0][0], seen[1][0])
-
-
-def _rows(judge, profiles, judged):
-    observed = Candidates(profiles.users[judged], profiles.items[judged], profiles.items[judged])
-    parts = judge.evidence.parts(profiles, observed)
-    score = judge.evidence.score(profiles, observed, parts, judge.weights)
-    parts |= judge.evidence.further_parts(profiles, observed)
-    size, degree = profiles.size[observed.users], judge.item_degree[observed.items] - 1
-    columns, _ = lesson.classifier_columns(score, parts, size, degree, judge.settings)
-    return columns, profiles.keys[observed.users]
 
 
 def test_judging_candidates_gives_the_ratios_that_probabilities_come_from():
@@ -153,3 +144,21 @@ def test_a_given_rate_and_other_decisions_dilute_nothing(monkeypatch):
     users, items, features, n_users, n_items = world()
     for settings in ({"noise_rate": 0.2}, {"decision": "quantile"}, {"decision": "zscore"}):
         run(users, items, features, n_users, n_items, **settings)
+
+
+def test_where_some_users_are_judged_and_all_are_counted(monkeypatch):
+    users, items, features, n_users, n_items = world(600, 300, sizes=(4, 25))
+    users, items, _ = inject(users, items, n_users, n_items, 0.3, 0)
+    whole = run(users, items, features, n_users, n_items).noise_rate
+    seen = []
+    original = lesson.count_diluted
+
+    def noted(judge, profiles, chosen, *more):
+        seen.append((profiles.n_users, chosen))
+        return original(judge, profiles, chosen, *more)
+
+    monkeypatch.setattr(lesson, "count_diluted", noted)
+    monkeypatch.setattr(lesson, "SAMPLE", 12_000)  # null pairs included: about half of the users
+    assert run(users, items, features, n_users, n_items).noise_rate == pytest.approx(whole, abs=0.08)
+    (counted, chosen), = seen
+    assert counted == n_users and 0.3 * n_users < len(chosen) < 0.7 * n_users

@@ -47,7 +47,7 @@ def count_diluted(
         rng: chooses the halves and what takes the place of their pairs.
     """
     sample = profiles if users is None else profiles.of_users(users)
-    judged = judged_pairs(sample, judge.settings)
+    judged, pair_users = judged_pairs(sample, judge.settings), sample.users[nulls.pair]
     ratios, null_ratios, staying = [], [], []
     for whole in _diluted_halves(profiles, judge, rng):
         diluted = whole if users is None else whole.of_users(users)
@@ -58,7 +58,6 @@ def count_diluted(
         observed = Candidates(sample.users[kept], sample.items[kept], sample.items[kept])
         ratios.append(judge_of_half.ratio(diluted, observed))
         # a null pair of the half that stays may have become an observed one
-        pair_users = sample.users[nulls.pair]
         usable = np.flatnonzero(stays[nulls.pair] & ~diluted.contains(pair_users, nulls.items))
         null = Candidates(pair_users[usable], nulls.items[usable], sample.items[nulls.pair[usable]])
         null_ratios.append(judge_of_half.ratio(diluted, null))

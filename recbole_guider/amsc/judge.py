@@ -80,14 +80,8 @@ class Judge:
         Args:
             candidates: sorted by user.
         """
-        assert isinstance(self.rule, decision.CrossFitted)
-        parts = self.evidence.parts(profiles, candidates)
-        score = self.evidence.score(profiles, candidates, parts, self.weights)
-        parts |= self.evidence.further_parts(profiles, candidates)
-        degree = self.item_degree[candidates.items] - (candidates.items == candidates.left_out)
-        size = profiles.size[candidates.users]
-        rows, _ = classifier_columns(score, parts, size, degree, self.settings)
-        return self.rule.ratio(rows, profiles.keys[candidates.users])
+        score, parts = self._compared(profiles, candidates)
+        return self._ratio(profiles, candidates, score, parts)
 
     def __call__(self, profiles: Profiles, known: Mapping[str, FloatArray] | None = None) -> Verdict:
         """The verdict on all pairs of ``profiles``, which holds each of its users' whole profile.
@@ -96,23 +90,35 @@ class Judge:
             known: the evidence of those pairs, where it has been computed already.
         """
         observed = Candidates(profiles.users, profiles.items, profiles.items)
-        parts = dict(known or {})
-        if known is None:
-            parts = self.evidence.parts(profiles, observed) | self.evidence.further_parts(profiles, observed)
-        score = self.evidence.score(profiles, observed, parts, self.weights)
-        judged = judged_pairs(profiles, self.settings)
-        size = profiles.size[profiles.users]
+        score, parts = self._compared(profiles, observed, known)
+        judged = np.flatnonzero(judged_pairs(profiles, self.settings))
         probability = np.full(profiles.n_pairs, 1.0 - self.doubt)
         if isinstance(self.rule, decision.CrossFitted):
-            degree = self.item_degree[profiles.items] - 1
-            rows, _ = classifier_columns(score, parts, size, degree, self.settings)
-            ratio = self.rule.ratio(rows[judged], profiles.keys[profiles.users[judged]])
+            of_judged = {name: part[judged] for name, part in parts.items()}
+            ratio = self._ratio(profiles, observed.take(judged), score[judged], of_judged)
             probability[judged] = decision.local_clean_probability(ratio, self.doubt)
         elif isinstance(self.rule, decision.ZScore):
-            probability[judged] = self.rule.probability(score[judged], size[judged])
+            probability[judged] = self.rule.probability(score[judged], profiles.size[profiles.users[judged]])
         elif self.rule is not None:
             probability[judged] = decision.quantile_probability(score[judged], self.rule, self.doubt)
         return Verdict(score, probability, _keep_one(probability, profiles), parts)
+
+    def _compared(
+        self, profiles: Profiles, candidates: Candidates, known: Mapping[str, FloatArray] | None = None
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """The score and the evidence of candidates, the latter ``known`` or computed."""
+        parts = dict(known or {})
+        if known is None:
+            parts = self.evidence.parts(profiles, candidates) | self.evidence.further_parts(profiles, candidates)
+        return self.evidence.score(profiles, candidates, parts, self.weights), parts
+
+    def _ratio(
+        self, profiles: Profiles, candidates: Candidates, score: FloatArray, parts: Mapping[str, FloatArray]
+    ) -> FloatArray:
+        assert isinstance(self.rule, decision.CrossFitted)
+        degree = self.item_degree[candidates.items] - (candidates.items == candidates.left_out)
+        rows, _ = classifier_columns(score, parts, profiles.size[candidates.users], degree, self.settings)
+        return self.rule.ratio(rows, profiles.keys[candidates.users])
 
 
 def _keep_one(probability: FloatArray, profiles: Profiles) -> NDArray[np.bool_]:
