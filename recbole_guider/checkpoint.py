@@ -174,6 +174,7 @@ class PlainCheckpoints(_Trainer):
     """
 
     saved_model_file: str
+    start_epoch: int
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
@@ -183,6 +184,8 @@ class PlainCheckpoints(_Trainer):
         self._attributes = PlainAttributes(model)
         self._train_data: Any = None
         self._resumed_random_state: Mapping[str, Any] | None = None
+        #: plain data of whoever runs this trainer, saved with every checkpoint and taken back when one is resumed
+        self.notes: Mapping[str, Any] = {}
         #: learning rates and weight decays that the optimisers were made with
         self._built_with: dict[str, list[list[float]]] = {}
 
@@ -217,6 +220,7 @@ class PlainCheckpoints(_Trainer):
             "optimizer_settings": self._built_with,
             "random_state": None if self._train_data is None else random_state(self._train_data),
             "extra_state": self.extra_state(),
+            "notes": plain(self.notes),
         }
         save(state, file)
         if verbose:
@@ -265,6 +269,7 @@ class PlainCheckpoints(_Trainer):
                 ) from error
         self.saved_model_file = os.fspath(best)
         self.best_valid_result = state["best_valid_result"]
+        self.notes = state.get("notes") or {}
         self._resumed_random_state = state["random_state"]
         self._keep_changed_settings(state.get("optimizer_settings") or {}, self._built_with)
 
@@ -288,9 +293,13 @@ class PlainCheckpoints(_Trainer):
         self._train_data = train_data
         if not self._built_with:
             self._built_with = self._optimizer_settings()
+        trained = False
         if self._resumed_random_state is not None:
             restore_random_state(self._resumed_random_state, train_data)
             self._resumed_random_state = None
+            trained = self.start_epoch >= self.epochs or self.cur_step > self.stopping_step
+        if trained:  # killed after its last epoch: RecBole would go on, or save the last model in place of the best
+            self.start_epoch = self.epochs
 
         def after_evaluation(epoch_idx: int, valid_score: float) -> None:
             if saved:
@@ -299,7 +308,7 @@ class PlainCheckpoints(_Trainer):
                 callback_fn(epoch_idx, valid_score)
 
         result = super().fit(
-            train_data, valid_data, verbose, saved, show_progress, after_evaluation
+            train_data, valid_data, verbose, saved and not trained, show_progress, after_evaluation
         )
         if saved and self.train_loss_dict and group.is_main() and not Path(self.saved_model_file).exists():
             # a trainer that never validates (a stage of RaCT) has saved nothing yet

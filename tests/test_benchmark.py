@@ -19,9 +19,11 @@ import yaml
 
 import recbole_guider
 from recbole_guider import run_recbole_guider
+from recbole_guider.benchmark.cell import environment
 from recbole_guider.benchmark.report import _rounded, comparisons, curves, summary_table, write_report
 from recbole_guider.benchmark.runner import _reason, metrics_of, read_results, read_users, run_benchmark
 from recbole_guider.benchmark.spec import level_of, read_spec
+from recbole_guider.checkpoint import PlainCheckpoints
 from recbole_guider.cli import main
 from recbole_guider.errors import GuiderError
 from recbole_guider.resources import properties_dir
@@ -260,7 +262,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Runs take no time; the list fills with their settings. A learning rate of 0.5 fails with a traceback."""
     ran: list[dict[str, Any]] = []
 
-    def train_and_test(config: Any, calibrations: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    def train_and_test(config: Any, *rest: Any) -> tuple[dict[str, Any], pd.DataFrame]:
         ran.append({"seed": config["seed"], "denoising": config["denoising"], "here": Path.cwd()})
         if config["learning_rate"] == 0.5:
             print("error: before that")
@@ -335,7 +337,7 @@ def test_a_failure_is_kept_until_the_run_succeeds(
     assert not list(no_training[0]["here"].parent.glob("*")) and not list(out.glob(".running-*"))
     monkeypatch.setattr(
         "recbole_guider.benchmark.cell._train_and_test",
-        lambda config, calibrations: ({"test auc": 0.7, "seconds": 1.0}, pd.DataFrame({"user": ["u1"]})),
+        lambda config, *rest: ({"test auc": 0.7, "seconds": 1.0}, pd.DataFrame({"user": ["u1"]})),
     )
     assert run_benchmark(spec, out, workers=0, say=said.append) == [] and not failure.exists()
     failure.write_text("of an older version, which left it")
@@ -374,22 +376,105 @@ def test_only_leftovers_of_killed_benchmarks_are_removed(write: Any, tmp_path: P
     assert not list(out.glob(".running-*"))
 
 
-def test_a_terminated_benchmark_leaves_no_process_and_no_checkpoint(write: Any, tmp_path: Path) -> None:
+def test_a_terminated_benchmark_leaves_no_process_and_what_continues_its_run(write: Any, tmp_path: Path) -> None:
     file, out = write(seeds=1, settings={"epochs": 100000, "stopping_step": 100000}), tmp_path / "out"
     program = "import sys; from recbole_guider.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "benchmark", str(file), f"--out={out}"]
     package = str(Path(recbole_guider.__file__).resolve().parent.parent)
-    process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": package, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL
-    )
-    deadline = time.time() + 240
-    while not list(out.glob(".running-*/*/saved/*.pth")) and time.time() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    assert list(out.glob(".running-*/*/saved/*.pth"))
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
-    assert {path.name for path in out.iterdir()} <= {"results.csv", "calibrations"}
+    environment = {**os.environ, "PYTHONPATH": package, "TMPDIR": str(tmp_path)}
+    for number in (1, 2):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        deadline = time.time() + 240
+        while not list(out.glob(".running-*/*/saved/*.last.pth")) and time.time() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        assert list(out.glob(".running-*/*/saved/*.last.pth"))
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert ("continued after epoch" in printed) == (number == 2)
+        assert {path.name for path in out.iterdir()} == {"results.csv", "unfinished"}
+        (kept,) = (out / "unfinished").iterdir()
+        assert sorted(path.name.split(".", 1)[1] for path in kept.iterdir()) == ["last.pth", "pth"]
     assert not list(tmp_path.glob("benchmark-*"))
+
+
+class _Killed(BaseException):
+    """As Ctrl-C, which nothing catches."""
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "evaluation"),
+    [
+        ({"plain": {}}, {}, 2),
+        ({"GUIDER": {"guider": True}}, {}, 3),
+        ({"DeCA": {"denoising": "deca"}}, {}, 2),
+        # after the last epoch, or the last before early stopping: nothing is left to train
+        ({"plain": {}}, {}, 5),
+        ({"plain": {}}, {"epochs": 100, "stopping_step": 1, "learning_rate": 0.05}, None),
+    ],
+)
+def test_a_stopped_run_gives_the_numbers_of_one_that_was_not(
+    methods: dict[str, Any], settings: dict[str, Any], evaluation: int | None, write: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = write(models=["LightGCN"], methods=methods, seeds=1, settings={"epochs": 5, **settings})
+    run_benchmark(read_spec(file), tmp_path / "whole", workers=0, say=lambda line: None)
+    whole = pd.read_csv(tmp_path / "whole" / "results.csv").iloc[0]
+    assert evaluation is not None or whole["epochs"] < 100
+
+    out, said = tmp_path / "out", []
+    with monkeypatch.context() as patched:
+        save, saves = PlainCheckpoints._save_checkpoint, 0
+
+        def dies(self: Any, epoch: int, verbose: bool = True, **more: Any) -> None:
+            nonlocal saves
+            save(self, epoch, verbose, **more)
+            saves += "saved_model_file" in more  # the last, not the best
+            if saves == (evaluation or whole["epochs"]):
+                raise _Killed
+
+        patched.setattr(PlainCheckpoints, "_save_checkpoint", dies)
+        with pytest.raises(_Killed):
+            run_benchmark(read_spec(file), out, workers=0, say=said.append)
+    assert not list(out.glob("cells/*"))
+    run_benchmark(read_spec(file), out, workers=0, say=said.append)
+    assert f"continued after epoch {evaluation or whole['epochs']}" in said[0]
+    assert not (out / "unfinished").exists()
+    row = pd.read_csv(out / "results.csv").iloc[0]
+    assert (row["resumed"], whole["resumed"]) == (1, 0)
+    same = [name for name in whole.index if name.startswith(("valid ", "test ", "epochs", "best epoch", "noise rate"))]
+    assert len(same) > 6
+    pd.testing.assert_series_equal(row[same], whole[same], check_exact=True)
+    pd.testing.assert_frame_equal(read_users(row["key"], out), read_users(row["key"], tmp_path / "whole"))
+    assert 0 < row["seconds per epoch"] <= row["seconds"]
+
+
+@pytest.mark.parametrize("differs", ["commit", "checkpoint"])
+def test_a_stopped_run_that_cannot_be_continued_is_made_anew(
+    differs: str, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out, said = write(methods={"plain": {}}, seeds=1, settings={"epochs": 3}), tmp_path / "out", []
+    save = PlainCheckpoints._save_checkpoint
+
+    def dies(self: Any, epoch: int, verbose: bool = True, **more: Any) -> None:
+        save(self, epoch, verbose, **more)
+        if epoch == 1 and "saved_model_file" in more:
+            raise _Killed
+
+    with monkeypatch.context() as patched, pytest.raises(_Killed):
+        patched.setattr(PlainCheckpoints, "_save_checkpoint", dies)
+        run_benchmark(read_spec(file), out, workers=0)
+    if differs == "commit":
+        here = environment()
+        for module in ("cell", "runner"):
+            monkeypatch.setattr(f"recbole_guider.benchmark.{module}.environment", lambda: {**here, "git commit": "x"})
+    else:
+        next(out.glob("unfinished/*/*.last.pth")).write_bytes(b"no checkpoint")
+    run_benchmark(read_spec(file), out, workers=0, say=said.append)
+    assert ("code, libraries, machine or data are not those" in said[0]) == (differs == "commit")
+    row = pd.read_csv(out / "results.csv").iloc[0]
+    assert row["resumed"] == 0 and row["epochs"] == 3
+    assert not (out / "unfinished").exists()
 
 
 def test_report_only_wants_results(write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

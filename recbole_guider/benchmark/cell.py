@@ -1,7 +1,8 @@
 """One run of a benchmark: its row, and the metrics of every user.
 
 ``python -m recbole_guider.benchmark.cell CELL.json FOLDER`` runs it in a process of its own, so that its peak memory is
-its own and a crash takes nothing else along. Checkpoints and logs go beside CELL.json.
+its own and a crash takes nothing else along. Checkpoints and logs go beside CELL.json; where those of a run that was
+stopped are there already, it is continued.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import json
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 
 import recbole_guider
+from recbole_guider.benchmark.progress import SAVED, Progress, last_checkpoint, read_progress
 from recbole_guider.benchmark.spec import Cell
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import PerUserEvaluator
@@ -48,28 +49,33 @@ def run_cell(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
     Args:
         cell: the run.
         folder: of the results.
-        scratch: a folder for checkpoints and logs, which the caller removes.
+        scratch: a folder for checkpoints and logs, which the caller removes. A run that is stopped leaves in it what
+            another call with this folder continues.
 
     Returns:
         The row: labels, the data's fingerprint, best validation and test results, epochs, seconds, memory, detection of
         injected noise, commit, versions.
     """
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     _forget_peak()
     config = cell.config()
     config["data_path"] = os.path.abspath(config["data_path"])
-    config["checkpoint_dir"] = str(scratch.resolve() / "saved")
-    folder, data = folder.resolve(), cell.data
-    fingerprint = data.fingerprint()  # before training: what the run read, not what is there when it ends
+    saved = scratch.resolve() / SAVED
+    config["checkpoint_dir"] = str(saved)
+    folder = folder.resolve()
+    progress = read_progress(saved)
+    if progress is None:  # the data's fingerprint before training: of what the run read, not what is there when it ends
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        progress = Progress(made_by(cell, environment()), started=now)
     with _inside(scratch):  # logs go there, too
-        row, users = _train_and_test(config, folder / "calibrations")
-    row |= {
+        row, users = _train_and_test(config, folder / "calibrations", progress, last_checkpoint(saved))
+    made = dict(progress.made_by)
+    row = {
+        # without one the data were downloaded meanwhile
+        "key": cell.key, "data": made.pop("data") or cell.data.fingerprint(), **cell.labels, **row,
         "settings": json.dumps(cell.settings, sort_keys=True, default=str), "files": " ".join(cell.files),
-        "peak memory MB": _peak_megabytes(), "threads": torch.get_num_threads(), "started": started,
-        **environment(),
+        "peak memory MB": max(progress.peak_memory, _peak_megabytes()), "threads": torch.get_num_threads(),
+        "started": progress.started, "resumed": progress.resumed, **made,
     }
-    # without one the data were downloaded meanwhile
-    row = {"key": cell.key, "data": fingerprint or data.fingerprint(), **cell.labels, **row}
     (folder / "users").mkdir(parents=True, exist_ok=True)
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     write_whole(folder / "users" / f"{cell.key}.parquet", lambda path: users.to_parquet(path, index=False))
@@ -78,40 +84,56 @@ def run_cell(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
     return row
 
 
-def _train_and_test(config: Any, calibrations: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    begin = time.perf_counter()
+def made_by(cell: Cell, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers of a run depend on beside its settings: its data, and :func:`environment`."""
+    return {"data": cell.data.fingerprint(), "device": str(cell.config()["device"]), **environment}
+
+
+def _train_and_test(
+    config: Any, calibrations: Path, progress: Progress, checkpoint: Path | None
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    begin = time.perf_counter() - progress.seconds
     trainer, train, valid, test = _prepare(config)
     share_calibrations(trainer, calibrations)
-    seconds: list[tuple[float, float]] = []
+    if checkpoint is not None:
+        trainer.resume_checkpoint(checkpoint)
+        progress.resumed += 1
+        if not trainer.cur_step:  # the checkpoint was written before the score of its epoch was noted
+            progress.scores.append([trainer.start_epoch - 1, float(trainer.best_valid_score)])
     train_epoch = trainer._train_epoch
 
-    def timed(*arguments: Any, **more: Any) -> Any:
+    def noted(*arguments: Any, **more: Any) -> Any:
         wall, cpu = time.perf_counter(), time.process_time()
         losses = train_epoch(*arguments, **more)
-        seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+        progress.epochs.append([time.perf_counter() - wall, time.process_time() - cpu])
+        progress.seconds = time.perf_counter() - begin
+        progress.peak_memory = max(progress.peak_memory, _peak_megabytes())
+        progress.calibration_seconds = getattr(trainer, "calibration_seconds", None) or progress.calibration_seconds
+        trainer.notes = dataclasses.asdict(progress)
         return losses
 
-    trainer._train_epoch = timed
-    scores: list[tuple[int, float]] = []
-    trainer.fit(train, valid, verbose=False, callback_fn=lambda epoch, score: scores.append((epoch, score)))
+    trainer._train_epoch = noted
+    trainer.fit(
+        train, valid, verbose=False,
+        callback_fn=lambda epoch, score: progress.scores.append([epoch, float(score)]),
+    )
     trainer.evaluator = PerUserEvaluator(config)
     trainer.evaluate(test, load_best_model=True)
     per_user = trainer.evaluator.per_user
     dataset = test._dataset
     users = pd.DataFrame({"user": dataset.id2token(dataset.uid_field, np.asarray(test.uid_list)), **per_user})
-    best = [epoch for epoch, score in scores if score == trainer.best_valid_score]
+    best = [epoch for epoch, score in progress.scores if score == trainer.best_valid_score]
     calibration = getattr(trainer, "calibration_summary", None) or {}
     found = {f"detection {name}": value for name, value in (calibration.get("detection") or {}).items()}
-    times = np.array(seconds)
+    wall_seconds, cpu_seconds = np.median(progress.epochs, axis=0)
     row = {
         **{f"valid {name}": float(value) for name, value in (trainer.best_valid_result or {}).items()},
         # not RecBole's four decimals
         **{f"test {name}": float(value.mean()) for name, value in per_user.items()},
-        "epochs": len(seconds), "best epoch": best[0] if best else None,
+        "epochs": len(progress.epochs), "best epoch": best[0] if best else None,
         "seconds": time.perf_counter() - begin,
-        "seconds per epoch": float(np.median(times[:, 0])), "cpu seconds per epoch": float(np.median(times[:, 1])),
-        "calibration seconds": getattr(trainer, "calibration_seconds", None),
-        "device": str(config["device"]), "noise rate": calibration.get("noise_rate"), **found,
+        "seconds per epoch": float(wall_seconds), "cpu seconds per epoch": float(cpu_seconds),
+        "calibration seconds": progress.calibration_seconds, "noise rate": calibration.get("noise_rate"), **found,
     }
     return row, users
 
@@ -127,7 +149,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on beside the settings: the code, the libraries, the machine."""
+    """The code, the libraries and the machine."""
     versions = {name: metadata.version(name) for name in _LIBRARIES}
     return {
         "git commit": git_commit(), "version": recbole_guider.__version__, "python": platform.python_version(),
@@ -188,7 +210,7 @@ def main() -> int:
     content = json.loads(described.read_text(encoding="utf-8"))
     cell = Cell(**{**content, "files": tuple(content["files"])})
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(), described.parent), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         run_cell(cell, folder, described.parent)
     except GuiderError as error:
@@ -197,11 +219,10 @@ def main() -> int:
     return 0
 
 
-def _end_with_parent(parent: int, scratch: Path) -> None:
-    """A benchmark that is killed leaves no run behind, nor its checkpoint."""
+def _end_with_parent(parent: int) -> None:
+    """A benchmark that is killed leaves no run behind."""
     while os.getppid() == parent:
         time.sleep(1)
-    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
 
 

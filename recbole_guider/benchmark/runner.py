@@ -22,7 +22,8 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 import recbole_guider
-from recbole_guider.benchmark.cell import as_json, run_cell
+from recbole_guider.benchmark.cell import as_json, environment, made_by, run_cell
+from recbole_guider.benchmark.progress import forget, keep_unfinished, take_unfinished, unfinished
 from recbole_guider.benchmark.spec import Cell, Spec
 from recbole_guider.errors import GuiderError
 from recbole_guider.threads import one_thread
@@ -38,7 +39,8 @@ _PATIENCE = 10
 def run_benchmark(
     spec: Spec, folder: Path, workers: int = 1, say: Callable[[str], None] = print
 ) -> list[tuple[Cell, str]]:
-    """Run what is missing. A killed benchmark continues: finished runs are kept, one by one.
+    """Run what is missing. A killed benchmark continues: finished runs are kept, one by one, and those that were under
+    way go on after their latest evaluation (``folder/unfinished``), unless code, libraries, machine or data differ.
 
     Every finished run is a file of its own in ``folder/cells``; after each, ``folder/results.csv`` is made anew from
     them and put into place at once, a row for each finished run of the spec. A run whose data have changed since it
@@ -65,6 +67,7 @@ def run_benchmark(
     for cell in spec.cells:
         if is_finished(cell, folder):
             _failure(cell, folder).unlink(missing_ok=True)
+            forget(cell.key, folder)
             continue
         cell.data.check()
         pending.setdefault(cell.key, []).append(cell)
@@ -80,6 +83,7 @@ def run_benchmark(
     write_results(spec, folder)
     with _terminable(), _scratch(folder) as scratch:
         first = [cells[0] for cells in pending.values()]
+        _look_for_unfinished(first, folder, say)
         ended = _in_processes(first, folder, scratch, workers) if workers else _in_this_process(first, folder, scratch)
         with closing(ended):
             for ran, problem in ended:
@@ -106,6 +110,20 @@ def metrics_of(spec: Spec, rows: pd.DataFrame) -> list[str]:
     there = [str(column).removeprefix("test ") for column in rows.columns if str(column).startswith("test ")]
     wanted = spec.settings.metrics or [metric for metric in _FEW_METRICS if metric in there][:2] or there
     return [metric for metric in wanted if metric in there]
+
+
+def _look_for_unfinished(cells: list[Cell], folder: Path, say: Callable[[str], None]) -> None:
+    """Tell which runs are continued; the checkpoints of those that cannot be are removed."""
+    here = environment()
+    for cell in cells:
+        progress = unfinished(cell.key, folder)
+        if progress is None:
+            continue
+        if progress.made_by == made_by(cell, here):
+            say(f"{_place(cell)}: continued after epoch {len(progress.epochs)}")
+        else:
+            say(f"{_place(cell)}: made anew, since code, libraries, machine or data are not those it was begun with")
+            forget(cell.key, folder)
 
 
 def _place(cell: Cell) -> str:
@@ -179,7 +197,7 @@ def read_users(key: str, folder: Path) -> pd.DataFrame:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the benchmark as Ctrl-C does: its runs with it, and what they left."""
+    """SIGTERM ends the benchmark as Ctrl-C does, and its runs with it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may ask for signals
         return
@@ -198,17 +216,19 @@ def _terminable() -> Iterator[None]:
 def _scratch(folder: Path) -> Iterator[Path]:
     """A folder for what runs leave on the way (checkpoints, logs), inside that of the results, and gone at the end.
 
-    What killed benchmarks left there is removed: a lock, which the system frees when its process ends, tells them
-    from those that run beside this one.
+    What killed benchmarks left there is removed, but for the checkpoints of unfinished runs: a lock, which the system
+    frees when its process ends, tells them from those that run beside this one.
     """
     for left in folder.glob(".running-*"):
         # a timeout: it is in use; the others: a file system without locks, where nobody can tell
         with suppress(Timeout, OSError, NotImplementedError), FileLock(left / "lock", 0, fallback_to_soft=False):
+            keep_unfinished(left, folder)
             shutil.rmtree(left, ignore_errors=True)
     scratch = folder.resolve() / f".running-{secrets.token_hex(4)}"
     scratch.mkdir()
     with ExitStack() as held:
         held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        held.callback(keep_unfinished, scratch, folder)
         with suppress(OSError, NotImplementedError):  # a file system without locks: what is left there stays
             held.enter_context(FileLock(scratch / "lock", fallback_to_soft=False))
         yield scratch
@@ -218,10 +238,17 @@ def _scratch(folder: Path) -> Iterator[Path]:
 _Ended = Generator[tuple[Cell, str | None], None, None]
 
 
+def _own_folder(cell: Cell, folder: Path, scratch: Path) -> Path:
+    """A run's folder, with its checkpoints where it was stopped before."""
+    its_own = scratch / cell.key
+    its_own.mkdir()
+    take_unfinished(cell.key, folder, its_own)
+    return its_own
+
+
 def _in_this_process(cells: list[Cell], folder: Path, scratch: Path) -> _Ended:
     for cell in cells:
-        its_own = scratch / cell.key
-        its_own.mkdir()
+        its_own = _own_folder(cell, folder, scratch)
         problem = None
         try:
             with one_thread():
@@ -248,8 +275,7 @@ def _in_processes(cells: list[Cell], folder: Path, scratch: Path, workers: int) 
 
 def _child(cell: Cell, folder: Path, scratch: Path, children: _Children) -> str | None:
     """Run a cell in a process of its own; None if it finished, else what it printed and how it ended."""
-    its_own = scratch / cell.key
-    its_own.mkdir()
+    its_own = _own_folder(cell, folder, scratch)
     described = its_own / "cell.json"
     described.write_text(as_json(cell), encoding="utf-8")
     package = str(Path(recbole_guider.__file__).resolve().parent.parent)
@@ -262,12 +288,11 @@ def _child(cell: Cell, folder: Path, scratch: Path, children: _Children) -> str 
     if process is None:
         return "stopped before it began"
     output, _ = process.communicate()
-    # also that of a run which was killed, and could not
+    if process.returncode < 0:  # it can be continued: its folder is seen to when the benchmark ends
+        return f"{output}\nkilled by {signal.Signals(-process.returncode).name}"
     shutil.rmtree(its_own, ignore_errors=True)
     if process.returncode == 0:
         return None
-    if process.returncode < 0:
-        return f"{output}\nkilled by {signal.Signals(-process.returncode).name}"
     return f"{output}\nexit status {process.returncode}"
 
 
