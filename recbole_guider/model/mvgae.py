@@ -64,7 +64,7 @@ class MVGAE(FactorisedRecommender):
     term. Encoders see it as a node that starts from the zero vector.
 
     Source: Yi and Chen, Multi-Modal Variational Graph Auto-Encoder for Recommendation Systems, IEEE Transactions on
-    Multimedia 2022.
+    Multimedia 2021.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
