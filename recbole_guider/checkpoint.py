@@ -6,7 +6,7 @@ import os
 import random
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import torch
 from recbole.utils import set_color
 
 from recbole_guider.errors import GuiderError
-from recbole_guider.model_state import PlainAttributes
+from recbole_guider.model_state import PlainAttributes, loaded_parameters, stored_parameters
 from recbole_guider.parallel import group
 from recbole_guider.whole_files import write_whole
 
@@ -184,8 +184,13 @@ class PlainCheckpoints(_Trainer):
         self._attributes = PlainAttributes(model)
         self._train_data: Any = None
         self._resumed_random_state: Mapping[str, Any] | None = None
-        #: plain data of whoever runs this trainer, saved with every checkpoint and taken back when one is resumed
-        self.notes: Mapping[str, Any] = {}
+        #: gives what whoever runs this trainer notes down: plain data, saved with every checkpoint
+        self.notes: Callable[[], Mapping[str, Any]] = dict
+        #: whether the state after the latest evaluation stays when training ends, for a caller that has more to do
+        self.keep_last_model = False
+        self._valid_result: Any = None
+        #: whether the run that is resumed had ended already, by early stopping
+        self._had_stopped = False
         #: learning rates and weight decays that the optimisers were made with
         self._built_with: dict[str, list[list[float]]] = {}
 
@@ -201,6 +206,10 @@ class PlainCheckpoints(_Trainer):
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`extra_state` gave."""
 
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
+        score, self._valid_result = super()._valid_epoch(valid_data, show_progress=show_progress)
+        return score, self._valid_result
+
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         if not group.is_main():
             return
@@ -210,17 +219,18 @@ class PlainCheckpoints(_Trainer):
             "epoch": epoch,
             "cur_step": self.cur_step,
             "best_valid_score": plain(self.best_valid_score),
-            "best_valid_result": plain(self.best_valid_result),
+            # RecBole saves a model that is the best so far before it takes over its result
+            "best_valid_result": plain(self.best_valid_result if self.cur_step else self._valid_result),
             "best_model_file": os.path.basename(self.saved_model_file),
             "state_dict": self.model.state_dict(),
-            "other_parameter": plain(self.model.other_parameter()),
+            "other_parameter": plain(stored_parameters(self.model.other_parameter())),
             "attributes": plain(self._attributes.changed()),
             "optimizer": self.optimizer.state_dict(),
             "optimizers": optimizer_states(self, apart=("teacher_optimizer",)),
             "optimizer_settings": self._built_with,
             "random_state": None if self._train_data is None else random_state(self._train_data),
             "extra_state": self.extra_state(),
-            "notes": plain(self.notes),
+            "notes": plain(self.notes()),
         }
         save(state, file)
         if verbose:
@@ -262,6 +272,7 @@ class PlainCheckpoints(_Trainer):
                 load_optimizers(self, state["optimizers"])
                 self.load_extra_state(state["extra_state"])
                 self._attributes.restore(state.get("attributes") or {})
+                self.model.load_other_parameter(loaded_parameters(state["other_parameter"]))
             except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # what torch raises
                 raise GuiderError(
                     f"{resume_file} does not fit the model of this run: repeat the settings that it was started with"
@@ -269,7 +280,8 @@ class PlainCheckpoints(_Trainer):
                 ) from error
         self.saved_model_file = os.fspath(best)
         self.best_valid_result = state["best_valid_result"]
-        self.notes = state.get("notes") or {}
+        self._valid_result = state["best_valid_result"]
+        self._had_stopped = self.cur_step > self.stopping_step == stored["stopping_step"]
         self._resumed_random_state = state["random_state"]
         self._keep_changed_settings(state.get("optimizer_settings") or {}, self._built_with)
 
@@ -297,9 +309,9 @@ class PlainCheckpoints(_Trainer):
         if self._resumed_random_state is not None:
             restore_random_state(self._resumed_random_state, train_data)
             self._resumed_random_state = None
-            trained = self.start_epoch >= self.epochs or self.cur_step > self.stopping_step
+            trained = self.start_epoch >= self.epochs or self._had_stopped
         if trained:  # killed after its last epoch: RecBole would go on, or save the last model in place of the best
-            self.start_epoch = self.epochs
+            self.start_epoch = max(self.start_epoch, self.epochs)
 
         def after_evaluation(epoch_idx: int, valid_score: float) -> None:
             if saved:
@@ -313,6 +325,16 @@ class PlainCheckpoints(_Trainer):
         if saved and self.train_loss_dict and group.is_main() and not Path(self.saved_model_file).exists():
             # a trainer that never validates (a stage of RaCT) has saved nothing yet
             self._save_checkpoint(max(self.train_loss_dict), verbose=False)
-        if group.is_main():
+        if group.is_main() and not self.keep_last_model:
             Path(self.last_model_file).unlink(missing_ok=True)
         return result
+
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        if eval_data and load_best_model:
+            with group.file_of_main(model_file or self.saved_model_file) as file:
+                state = load(file, self.device)
+            self.model.load_state_dict(state["state_dict"])
+            self.model.load_other_parameter(loaded_parameters(state.get("other_parameter")))
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 _MADE_LATER = {"user_centroids", "user_2cluster", "item_centroids", "item_2cluster"}
 #: Data as large as the training part, which GUIDER weighs and thins by what it saves itself.
 _DATA = {"history_item_value", "history_item_matrix"}
+
+#: The key that tells what a stored array or matrix was.
+_KIND = "kind of array"
 
 #: Attributes by name, by the path of the module that has them.
 PlainState: TypeAlias = dict[str, dict[str, Any]]
@@ -125,6 +129,32 @@ class PlainAttributes:
                     continue
                 if not isinstance(value, Tensor) or value.untyped_storage().data_ptr() not in held:
                     yield (path, name), value
+
+
+def stored_parameters(value: Any) -> Any:
+    """What a model gives as its ``other_parameter``, as plain data and tensors: EASE and ItemKNN have arrays there, and
+    sparse matrices. :func:`loaded_parameters` is the way back."""
+    if isinstance(value, Mapping):
+        return {key: stored_parameters(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return {_KIND: "array", "values": torch.from_numpy(np.array(value))}
+    if sp.issparse(value):
+        rows = value.tocsr()
+        parts = {name: torch.from_numpy(np.array(getattr(rows, name))) for name in ("data", "indices", "indptr")}
+        return {_KIND: value.format, "shape": list(value.shape), **parts}
+    return value
+
+
+def loaded_parameters(value: Any) -> Any:
+    """What :func:`stored_parameters` was given."""
+    if not isinstance(value, Mapping):
+        return value
+    if _KIND not in value:
+        return {key: loaded_parameters(entry) for key, entry in value.items()}
+    if value[_KIND] == "array":
+        return value["values"].cpu().numpy()
+    parts = tuple(value[name].cpu().numpy() for name in ("data", "indices", "indptr"))
+    return sp.csr_matrix(parts, shape=tuple(value["shape"])).asformat(value[_KIND])
 
 
 def _saved_buffers(model: nn.Module) -> Iterator[Tensor]:

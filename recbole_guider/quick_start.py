@@ -20,6 +20,7 @@ from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
 from recbole_guider.model.base import require_sampled_items
+from recbole_guider.model_state import loaded_parameters
 from recbole_guider.parallel import group
 from recbole_guider.parallel.launch import Processes, launch
 from recbole_guider.parallel.trainer import require_same_data
@@ -347,7 +348,7 @@ def load_data_and_model(
     config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}), model=model)
     network, dataset, *loaders = _prepare_model(config)
     network.load_state_dict(checkpoint["state_dict"])
-    network.load_other_parameter(checkpoint.get("other_parameter"))
+    network.load_other_parameter(loaded_parameters(checkpoint.get("other_parameter")))
     network.eval()
     return config, network, dataset, *loaders
 

@@ -19,13 +19,13 @@ import yaml
 
 import recbole_guider
 from recbole_guider import run_recbole_guider
-from recbole_guider.benchmark.cell import environment
 from recbole_guider.benchmark.report import _rounded, comparisons, curves, summary_table, write_report
 from recbole_guider.benchmark.runner import _reason, metrics_of, read_results, read_users, run_benchmark
 from recbole_guider.benchmark.spec import level_of, read_spec
 from recbole_guider.checkpoint import PlainCheckpoints
 from recbole_guider.cli import main
 from recbole_guider.errors import GuiderError
+from recbole_guider.evaluation import PerUserEvaluator
 from recbole_guider.resources import properties_dir
 from recbole_guider.statistics import compare
 
@@ -408,9 +408,10 @@ class _Killed(BaseException):
         ({"plain": {}}, {}, 2),
         ({"GUIDER": {"guider": True}}, {}, 3),
         ({"DeCA": {"denoising": "deca"}}, {}, 2),
-        # after the last epoch, or the last before early stopping: nothing is left to train
+        # after the last epoch, the last before early stopping, or while it is tested: nothing is left to train
         ({"plain": {}}, {}, 5),
         ({"plain": {}}, {"epochs": 100, "stopping_step": 1, "learning_rate": 0.05}, None),
+        ({"plain": {}}, {"epochs": 100, "stopping_step": 1, "learning_rate": 0.05}, 1000),
     ],
 )
 def test_a_stopped_run_gives_the_numbers_of_one_that_was_not(
@@ -433,12 +434,16 @@ def test_a_stopped_run_gives_the_numbers_of_one_that_was_not(
             if saves == (evaluation or whole["epochs"]):
                 raise _Killed
 
+        def tested(self: Any, struct: Any) -> None:
+            raise _Killed
+
         patched.setattr(PlainCheckpoints, "_save_checkpoint", dies)
+        patched.setattr(PerUserEvaluator, "evaluate", tested)
         with pytest.raises(_Killed):
             run_benchmark(read_spec(file), out, workers=0, say=said.append)
     assert not list(out.glob("cells/*"))
     run_benchmark(read_spec(file), out, workers=0, say=said.append)
-    assert f"continued after epoch {evaluation or whole['epochs']}" in said[0]
+    assert f"continued after epoch {min(evaluation or 100, whole['epochs'])}" in said[0]
     assert not (out / "unfinished").exists()
     row = pd.read_csv(out / "results.csv").iloc[0]
     assert (row["resumed"], whole["resumed"]) == (1, 0)
@@ -449,7 +454,7 @@ def test_a_stopped_run_gives_the_numbers_of_one_that_was_not(
     assert 0 < row["seconds per epoch"] <= row["seconds"]
 
 
-@pytest.mark.parametrize("differs", ["commit", "checkpoint"])
+@pytest.mark.parametrize("differs", ["code", "checkpoint"])
 def test_a_stopped_run_that_cannot_be_continued_is_made_anew(
     differs: str, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,14 +469,12 @@ def test_a_stopped_run_that_cannot_be_continued_is_made_anew(
     with monkeypatch.context() as patched, pytest.raises(_Killed):
         patched.setattr(PlainCheckpoints, "_save_checkpoint", dies)
         run_benchmark(read_spec(file), out, workers=0)
-    if differs == "commit":
-        here = environment()
-        for module in ("cell", "runner"):
-            monkeypatch.setattr(f"recbole_guider.benchmark.{module}.environment", lambda: {**here, "git commit": "x"})
+    if differs == "code":
+        monkeypatch.setattr("recbole_guider.benchmark.cell.code_fingerprint", lambda: "another")
     else:
         next(out.glob("unfinished/*/*.last.pth")).write_bytes(b"no checkpoint")
     run_benchmark(read_spec(file), out, workers=0, say=said.append)
-    assert ("code, libraries, machine or data are not those" in said[0]) == (differs == "commit")
+    assert ("code, libraries, machine or data are not those" in said[0]) == (differs == "code")
     row = pd.read_csv(out / "results.csv").iloc[0]
     assert row["resumed"] == 0 and row["epochs"] == 3
     assert not (out / "unfinished").exists()

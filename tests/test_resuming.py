@@ -71,6 +71,13 @@ def test_the_checkpoint_of_a_resumed_run_loads(toy: dict[str, Any]) -> None:
     assert load_data_and_model(result["model_file"])[0]["resume"] is None
 
 
+def test_the_best_model_has_its_own_validation_result(toy: dict[str, Any]) -> None:
+    trainer = interrupted("LightGCN", {**toy, "epochs": 4}, after=2)
+    scores = [torch.load(file, weights_only=True) for file in (trainer.saved_model_file, trainer.last_model_file)]
+    for state in scores:
+        assert state["best_valid_result"]["recall@5"] == state["best_valid_score"] > 0
+
+
 def test_a_run_is_not_resumed_without_its_best_model(toy: dict[str, Any], tmp_path: Path) -> None:
     settings = {**toy, "epochs": 4}
     trainer = interrupted("LightGCN", settings, after=1, metric_falls=True)

@@ -8,15 +8,17 @@ stopped are there already, it is continued.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
@@ -33,6 +35,7 @@ from recbole_guider.benchmark.spec import Cell
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import PerUserEvaluator
 from recbole_guider.quick_start import _prepare
+from recbole_guider.resources import properties_dir
 from recbole_guider.trainer import share_calibrations
 from recbole_guider.whole_files import write_whole
 
@@ -62,13 +65,14 @@ def run_cell(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
     saved = scratch.resolve() / SAVED
     config["checkpoint_dir"] = str(saved)
     folder = folder.resolve()
+    here = made_by(cell)  # before training: the data that the run read, not those that are there when it ends
     progress = read_progress(saved)
-    if progress is None:  # the data's fingerprint before training: of what the run read, not what is there when it ends
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        progress = Progress(made_by(cell, environment()), started=now)
+    if progress is None or not progress.continues_in(here):
+        shutil.rmtree(saved, ignore_errors=True)
+        progress = Progress(here, started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
     with _inside(scratch):  # logs go there, too
         row, users = _train_and_test(config, folder / "calibrations", progress, last_checkpoint(saved))
-    made = dict(progress.made_by)
+    made = {name: value for name, value in progress.made_by.items() if name != "code"}
     row = {
         # without one the data were downloaded meanwhile
         "key": cell.key, "data": made.pop("data") or cell.data.fingerprint(), **cell.labels, **row,
@@ -84,9 +88,12 @@ def run_cell(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
     return row
 
 
-def made_by(cell: Cell, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What the numbers of a run depend on beside its settings: its data, and :func:`environment`."""
-    return {"data": cell.data.fingerprint(), "device": str(cell.config()["device"]), **environment}
+def made_by(cell: Cell) -> dict[str, Any]:
+    """What the numbers of a run depend on beside its settings: its data, the code, and :func:`environment`."""
+    return {
+        "data": cell.data.fingerprint(), "code": code_fingerprint(), "device": str(cell.config()["device"]),
+        **environment(),
+    }
 
 
 def _train_and_test(
@@ -102,17 +109,20 @@ def _train_and_test(
             progress.scores.append([trainer.start_epoch - 1, float(trainer.best_valid_score)])
     train_epoch = trainer._train_epoch
 
-    def noted(*arguments: Any, **more: Any) -> Any:
+    def timed(*arguments: Any, **more: Any) -> Any:
         wall, cpu = time.perf_counter(), time.process_time()
         losses = train_epoch(*arguments, **more)
         progress.epochs.append([time.perf_counter() - wall, time.process_time() - cpu])
+        return losses
+
+    def notes() -> dict[str, Any]:
         progress.seconds = time.perf_counter() - begin
         progress.peak_memory = max(progress.peak_memory, _peak_megabytes())
         progress.calibration_seconds = getattr(trainer, "calibration_seconds", None) or progress.calibration_seconds
-        trainer.notes = dataclasses.asdict(progress)
-        return losses
+        return dataclasses.asdict(progress)
 
-    trainer._train_epoch = noted
+    trainer._train_epoch, trainer.notes = timed, notes
+    trainer.keep_last_model = True  # a run that is killed while it is tested has its training behind it
     trainer.fit(
         train, valid, verbose=False,
         callback_fn=lambda epoch, score: progress.scores.append([epoch, float(score)]),
@@ -130,7 +140,8 @@ def _train_and_test(
         **{f"valid {name}": float(value) for name, value in (trainer.best_valid_result or {}).items()},
         # not RecBole's four decimals
         **{f"test {name}": float(value.mean()) for name, value in per_user.items()},
-        "epochs": len(progress.epochs), "best epoch": best[0] if best else None,
+        # of epochs that are as good RecBole keeps the last
+        "epochs": len(progress.epochs), "best epoch": best[-1] if best else None,
         "seconds": time.perf_counter() - begin,
         "seconds per epoch": float(wall_seconds), "cpu seconds per epoch": float(cpu_seconds),
         "calibration seconds": progress.calibration_seconds, "noise rate": calibration.get("noise_rate"), **found,
@@ -156,6 +167,16 @@ def environment() -> dict[str, Any]:
         **{f"{name} version": version for name, version in versions.items()},
         "processor": _processor(), "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
+
+
+def code_fingerprint() -> str:
+    """What this package's files hold, as a short name: a commit says less of an installed package, or of one with
+    changes."""
+    digest = hashlib.sha256()
+    here = Path(recbole_guider.__file__).resolve().parent
+    for file in sorted([*here.rglob("*.py"), *properties_dir().rglob("*.yaml")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def git_commit() -> str | None:

@@ -24,8 +24,7 @@ class Progress:
     """What a run's row needs of the epochs so far, kept in its checkpoints.
 
     Attributes:
-        made_by: code, libraries, machine and data (:func:`~recbole_guider.benchmark.cell.made_by`). Where they differ a
-            run is not continued: its numbers would be those of neither.
+        made_by: code, libraries, machine and data (:func:`~recbole_guider.benchmark.cell.made_by`).
         started: when the run began.
         epochs: wall and processor seconds of each.
         scores: epoch and validation score of each evaluation.
@@ -43,6 +42,15 @@ class Progress:
     peak_memory: float = 0.0
     calibration_seconds: float | None = None
     resumed: int = 0
+
+    def continues_in(self, here: Mapping[str, Any]) -> bool:
+        """Whether the run may go on where code, libraries, machine and data are these.
+
+        Where they differ its numbers would be those of neither. The commit is not compared, since that of a page of
+        docs changes nothing, nor are data that were downloaded after the run began.
+        """
+        left_out = {"git commit"} | ({"data"} if self.made_by.get("data") is None else set())
+        return {**self.made_by, **dict.fromkeys(left_out)} == {**here, **dict.fromkeys(left_out)}
 
 
 def last_checkpoint(saved: Path) -> Path | None:
@@ -71,10 +79,11 @@ def keep_unfinished(scratch: Path, folder: Path) -> None:
         if last_checkpoint(saved) is None:
             continue
         for half_written in saved.glob(".*.partial"):
-            half_written.unlink()
+            half_written.unlink(missing_ok=True)
         forget(saved.parent.name, folder)
-        (folder / UNFINISHED).mkdir(exist_ok=True)
-        os.replace(saved, folder / UNFINISHED / saved.parent.name)
+        with suppress(FileNotFoundError):  # somebody else has moved it
+            (folder / UNFINISHED).mkdir(exist_ok=True)
+            os.replace(saved, folder / UNFINISHED / saved.parent.name)
 
 
 def take_unfinished(key: str, folder: Path, its_own: Path) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 import recbole_guider
-from recbole_guider.benchmark.cell import as_json, environment, made_by, run_cell
+from recbole_guider.benchmark.cell import as_json, made_by, run_cell
 from recbole_guider.benchmark.progress import forget, keep_unfinished, take_unfinished, unfinished
 from recbole_guider.benchmark.spec import Cell, Spec
 from recbole_guider.errors import GuiderError
@@ -114,12 +114,11 @@ def metrics_of(spec: Spec, rows: pd.DataFrame) -> list[str]:
 
 def _look_for_unfinished(cells: list[Cell], folder: Path, say: Callable[[str], None]) -> None:
     """Tell which runs are continued; the checkpoints of those that cannot be are removed."""
-    here = environment()
     for cell in cells:
         progress = unfinished(cell.key, folder)
         if progress is None:
             continue
-        if progress.made_by == made_by(cell, here):
+        if progress.continues_in(made_by(cell)):
             say(f"{_place(cell)}: continued after epoch {len(progress.epochs)}")
         else:
             say(f"{_place(cell)}: made anew, since code, libraries, machine or data are not those it was begun with")
@@ -227,10 +226,11 @@ def _scratch(folder: Path) -> Iterator[Path]:
     scratch = folder.resolve() / f".running-{secrets.token_hex(4)}"
     scratch.mkdir()
     with ExitStack() as held:
-        held.callback(shutil.rmtree, scratch, ignore_errors=True)
-        held.callback(keep_unfinished, scratch, folder)
         with suppress(OSError, NotImplementedError):  # a file system without locks: what is left there stays
             held.enter_context(FileLock(scratch / "lock", fallback_to_soft=False))
+        # before the lock is freed, lest a benchmark that starts now tidies up as well
+        held.callback(shutil.rmtree, scratch, ignore_errors=True)
+        held.callback(keep_unfinished, scratch, folder)
         yield scratch
 
 

@@ -65,10 +65,7 @@ class ParallelTraining(_Trainer):
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
     ) -> Any:
         share = own_share(eval_data) if eval_data else eval_data
-        if not eval_data or not load_best_model:
-            return super().evaluate(share, load_best_model=False, show_progress=show_progress)
-        with group.file_of_main(model_file or self.saved_model_file) as file:
-            return super().evaluate(share, load_best_model=True, model_file=file, show_progress=show_progress)
+        return super().evaluate(share, load_best_model, model_file, show_progress)
 
 
 def require_same_data(dataset: Any) -> None:

@@ -277,6 +277,33 @@ def test_ract_saves_its_weights_though_its_stage_is_shorter_than_a_save_step(toy
     assert Path(run_recbole_guider("GUIDER_RaCT", "toy", config_dict=settings)["model_file"]).exists()
 
 
+def test_ract_pretraining_resumes_beyond_the_epochs_of_other_stages(toy: dict[str, Any]) -> None:
+    def weights(epochs: int, resume: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
+        settings = settings_of("RaCT", toy, train_stage="actor_pretrain", epochs=2, pretrain_epochs=epochs)
+        trainer, train, valid, _ = _prepare(GuiderConfig("RaCT", "toy", config_dict=settings, command_line=[]))
+        if resume:
+            trainer.resume_checkpoint(resume)
+        trainer.fit(train, valid)
+        return {name: value.clone() for name, value in trainer.model.named_parameters()}, trainer.saved_model_file
+
+    whole, _ = weights(6)
+    _, file = weights(4)
+    resumed, _ = weights(6, file)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+@pytest.mark.parametrize("model", ["EASE", "ItemKNN", "AsymKNN", "SLIMElastic", "ADMMSLIM", "NCEPLRec", "Pop"])
+def test_what_is_not_trained_by_gradients_runs_and_loads(model: str, toy: dict[str, Any]) -> None:
+    result = run_recbole_guider(model, "toy", config_dict={**toy, "epochs": 1})
+    config, loaded, _, train, _, test = load_data_and_model(result["model_file"])
+    again = trainer_class(config)(config, loaded).evaluate(test, load_best_model=False)
+    assert again == result["test_result"]
+    users = torch.arange(1, 20)
+    torch.manual_seed(0)
+    assert torch.isfinite(scores_of(loaded, users)[:, 1:]).all()
+
+
 def test_models_of_whole_users_get_their_loader(toy: dict[str, Any]) -> None:
     config = GuiderConfig("GUIDER_MultiVAE", "toy", config_dict=toy, command_line=[])
     assert isinstance(_prepare(config)[1], UserDataLoader)
