@@ -6,6 +6,7 @@ import os
 import random
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -152,6 +153,15 @@ def load_optimizers(trainer: Any, saved: Mapping[str, Any]) -> None:
         getattr(trainer, name).load_state_dict(state)
 
 
+def pairs_sum(dataset: Any) -> int | None:
+    """A check sum of the pairs of a data set, whatever their order; None where it has no users or no items."""
+    users, items = (dataset.inter_feat[field] if field else None for field in (dataset.uid_field, dataset.iid_field))
+    if users is None or items is None:
+        return None
+    pairs = users.numpy().astype(np.int64) * dataset.item_num + items.numpy()
+    return zlib.crc32(np.sort(pairs).tobytes())
+
+
 def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first settings of a checkpoint that this run has otherwise, in words."""
     keys = [key for key in stored if key in now and stored[key] != now[key] and key not in _FREE]
@@ -183,6 +193,9 @@ class PlainCheckpoints(_Trainer):
         self.saved_model_file = group.share(f"{stem}-{secrets.token_hex(3)}{extension}")
         self._attributes = PlainAttributes(model)
         self._train_data: Any = None
+        #: a sum over the pairs that are trained on, and that of the run which is resumed
+        self._training_pairs: int | None = None
+        self._resumed_pairs: int | None = None
         self._resumed_random_state: Mapping[str, Any] | None = None
         #: gives what whoever runs this trainer notes down: plain data, saved with every checkpoint
         self.notes: Callable[[], Mapping[str, Any]] = dict
@@ -230,6 +243,7 @@ class PlainCheckpoints(_Trainer):
             "optimizer_settings": self._built_with,
             "random_state": None if self._train_data is None else random_state(self._train_data),
             "extra_state": self.extra_state(),
+            "training_pairs": self._training_pairs,
             "notes": plain(self.notes()),
         }
         save(state, file)
@@ -281,6 +295,7 @@ class PlainCheckpoints(_Trainer):
         self.saved_model_file = os.fspath(best)
         self.best_valid_result = state["best_valid_result"]
         self._valid_result = state["best_valid_result"]
+        self._resumed_pairs = state.get("training_pairs")
         self._had_stopped = self.cur_step > self.stopping_step == stored["stopping_step"]
         self._resumed_random_state = state["random_state"]
         self._keep_changed_settings(state.get("optimizer_settings") or {}, self._built_with)
@@ -303,6 +318,12 @@ class PlainCheckpoints(_Trainer):
     def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True,
             show_progress: bool = False, callback_fn: Any = None) -> tuple[float, Any]:
         self._train_data = train_data
+        self._training_pairs = pairs_sum(train_data._dataset)
+        if self._resumed_pairs not in (None, self._training_pairs):
+            raise GuiderError(
+                f"resume is a checkpoint of a run on other training interactions, and what is tested here may be among "
+                f"them: give the data, the split, the noise and the seed ({self.config['seed']} here) of that run."
+            )
         if not self._built_with:
             self._built_with = self._optimizer_settings()
         trained = False

@@ -67,8 +67,16 @@ def run_script(argv: Sequence[str] | None = None) -> int:
     return _guarded(command, *parser.parse_known_args(argv))
 
 
+def _require_values(settings: Sequence[str]) -> None:
+    """Refuse what is not of the form --key=value: RecBole would leave it out of the run, and only warn."""
+    for argument in settings:
+        if not argument.startswith("--") or "=" not in argument:
+            raise GuiderError(f"{argument} is none of the options, nor a setting of the form --key=value.")
+
+
 def _guarded(command: Command, arguments: argparse.Namespace, rest: list[str]) -> int:
     try:
+        _require_values(rest)
         command.run(arguments, rest)
     except GuiderError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -164,8 +164,10 @@ def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, A
     verbose = verbose and group.is_main()
     check_outputs(config)
     resume = config["resume"]
-    if resume and group.is_main() and not (isinstance(resume, (str, os.PathLike)) and Path(resume).is_file()):
-        raise GuiderError(f"resume is {resume}: there is no such checkpoint; a killed run leaves <name>.last.pth.")
+    wanted = resume not in (None, False) and group.is_main()
+    if wanted and not (isinstance(resume, (str, os.PathLike)) and Path(resume).is_file()):
+        what = "empty" if resume == "" else resume
+        raise GuiderError(f"resume is {what}: there is no such checkpoint; a killed run leaves <name>.last.pth.")
     trainer, train_data, valid_data, test_data = _prepare(config)
     if valid_data and config["eval_step"] > 0:
         check_valid_metric(config)

@@ -29,6 +29,7 @@ from recbole_guider.errors import GuiderError
 from recbole_guider.mirror_gradient import MirrorGradientTrainer
 from recbole_guider.parallel.group import is_parallel, once
 from recbole_guider.parallel.trainer import ParallelTraining, require_dealable, require_exact
+from recbole_guider.paths import user_path
 from recbole_guider.registry import PREFIX
 from recbole_guider.teaching.weighting import ThinnedBatches, reads_histories
 
@@ -125,7 +126,7 @@ class GuiderTraining(PlainCheckpoints):
         #: how long the latest calibration took
         self.calibration_seconds: float | None = None
         #: the folder that keeps calibrations, or None
-        self.calibration_cache: Path | None = None if folder is None else Path(folder).expanduser()
+        self.calibration_cache: Path | None = None if folder is None else user_path(folder)
         self.clean_probability: torch.Tensor | None = None
         self.calibration_summary: dict[str, Any] | None = None
         self.teacher_optimizer: Any = None

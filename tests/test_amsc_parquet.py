@@ -326,6 +326,11 @@ def wrong(change: str, log: pd.DataFrame, features: dict[str, Any], tmp: Path) -
             log.assign(item="x").to_parquet(path, index=False)
     elif change == "buckets":
         arguments["buckets"] = 0
+    elif change == "seed":
+        arguments["seed"] = -1
+    elif change == "below a file":
+        np.save(tmp / "image.npy", features["image"])
+        arguments["out"] = tmp / "image.npy" / "out"
     return arguments
 
 
@@ -351,6 +356,8 @@ def wrong(change: str, log: pd.DataFrame, features: dict[str, Any], tmp: Path) -
         ("nothing", r"nothing to compare items by"),
         ("text", r"'image' needs the ids of its rows"),
         ("buckets", r"buckets is 0"),
+        ("seed", r"seed is -1: it must be a whole number >= 0"),
+        ("below a file", r"out is .*image\.npy: .* is a file, and must be a folder"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_left(log, features, tmp_path, change, message):

@@ -116,6 +116,12 @@ def test_what_switches_guider_on(model: dict[str, Any], method: dict[str, Any], 
     assert (spec.cells[0].config().guider_settings is not None) == on
 
 
+def test_the_method_plain_is_plain_whatever_the_models_name(write: Any) -> None:
+    spec = read_spec(write(models=["GUIDER_BPR"], methods=["plain", "guider"], seeds=1))
+    assert [cell.config().guider_settings is not None for cell in spec.cells] == [False, True]
+    assert spec.cells[0].key == read_spec(write(models=["BPR"], methods=["plain"], seeds=1)).cells[0].key
+
+
 def test_a_data_set_alone_does_not_switch_guider_on(write: Any, tmp_path: Path) -> None:
     file = write(methods=["plain", "guider"])
     (tmp_path / "more.yaml").write_text("guider: {student_loss: own}\n")
@@ -187,6 +193,9 @@ def test_the_specs_of_the_repository_are_valid(name: str) -> None:
         ({"settings": {"learning_rate": "abc"}}, "model BPR, .*: learning_rate is 'abc': it must be a number"),
         ({"settings": {"valid_metric": "Recall@7"}}, "valid_metric is Recall@7, which metrics and topk do not give: .*"
                                                      "recall@5, ndcg@5"),
+        ({"settings": {"model": "BPR"}}, "spec.settings has model: that is a dimension, give it under spec.models"),
+        ({"datasets": {"toy": {"files": "toy.yaml", "settings": {"seed": 3}}}}, "spec.datasets.toy.settings has seed"),
+        ({"methods": {"plain": {"dataset": "toy"}}}, "spec.methods.plain has dataset"),
         ({"metrics": ["recal@5"]}, "spec.metrics names 'recal@5', which .*; did you mean recall@5"),
         ({"metrics": ["recall@20"]}, "spec.metrics names 'recall@20', which .* give recall@5, ndcg@5"),
         ({"settings": {"metrics": ["Recall", "ItemCoverage"]}, "metrics": ["itemcoverage@5"]},

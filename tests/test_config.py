@@ -18,9 +18,11 @@ from recbole.model.general_recommender import BPR, LightGCN
 
 import recbole_guider.config as config_module
 from recbole_guider.checks import check_values, model_properties, warn_once
+from recbole_guider.cli import main
 from recbole_guider.command_lines import run_command, split_files
 from recbole_guider.config import GuiderConfig, is_our_run
 from recbole_guider.errors import GuiderError
+from recbole_guider.paths import user_path
 from recbole_guider.registry import list_models, register_model
 from recbole_guider.resources import properties_dir
 from recbole_guider.settings import GuiderSettings, NoiseSettings
@@ -505,6 +507,19 @@ def test_what_is_not_used_is_said_and_launcher_flags_are_not(caplog):
     config = make("--epochs", "3", "word")
     assert "command line args [--epochs 3 word] will not be used" in caplog.text
     assert config["epochs"] == 300
+
+
+def test_the_command_takes_nothing_that_would_not_be_used(capsys):
+    for argument in ("--epochs", "word", "-x=1"):
+        assert main(["run", argument]) == 2
+        message = f"error: {argument} is none of the options, nor a setting of the form --key=value."
+        assert message in capsys.readouterr().err
+
+
+def test_homes_of_nobody_are_named(tmp_path):
+    with pytest.raises(GuiderError, match=r"~nosuchuser/x: there is no user of that name"):
+        user_path("~nosuchuser/x")
+    assert user_path("~/x") == Path.home() / "x"
 
 
 def test_a_key_with_two_values_is_an_error():

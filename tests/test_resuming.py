@@ -97,14 +97,23 @@ def test_a_run_is_not_resumed_without_its_best_model(toy: dict[str, Any], tmp_pa
         ({"embedding_size": 8}, "embedding_size was 16 and is 8"),
         ({"guider": {"teacher": "BPR"}}, "does not fit the model of this run"),
         ({"resume": True}, "resume is True: there is no such checkpoint"),
+        ({"resume": ""}, "resume is empty: there is no such checkpoint"),
+        ({"seed": 7}, r"a run on other training interactions, .* the seed \(7 here\)"),
+        ({"noise": {"deleted": 0.1}}, "was trained on .* interactions and the data set has .*: resume with the data"),
     ],
-    ids=["size", "teacher", "no file"],
+    ids=["size", "teacher", "no file", "empty", "seed", "noise"],
 )
 def test_resuming_with_other_settings_says_which(changes: dict[str, Any], message: str, toy: dict[str, Any]) -> None:
     settings = {**toy, "embedding_size": 16}
     file = interrupted("GUIDER_FREEDOM", settings, after=0).last_model_file
     with pytest.raises(GuiderError, match=message):
         run_recbole_guider("GUIDER_FREEDOM", "toy", config_dict={**settings, "resume": file, **changes})
+
+
+def test_a_plain_model_is_not_resumed_on_another_split(toy: dict[str, Any]) -> None:
+    file = interrupted("LightGCN", toy, after=0).last_model_file
+    with pytest.raises(GuiderError, match="a run on other training interactions"):
+        run_recbole_guider("LightGCN", "toy", config_dict={**toy, "seed": 7, "resume": file})
 
 
 def test_loading_a_model_starts_no_logging(

@@ -39,6 +39,7 @@ from recbole_guider.amsc.profiles import Profiles, build_profiles
 from recbole_guider.amsc.similarity import Modality, modality_list
 from recbole_guider.errors import GuiderError
 from recbole_guider.settings import CalibrationSettings
+from recbole_guider.whole_files import require_folder
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,9 @@ def calibrate_parquet(
         raise GuiderError(f"{target} exists already: name a folder that does not, or remove it.")
     if buckets is not None and buckets < 1:
         raise GuiderError(f"buckets is {buckets}: it must be a whole number >= 1.")
+    if seed < 0:
+        raise GuiderError(f"seed is {seed}: it must be a whole number >= 0.")
+    require_folder(target.parent, "out")
     log = _Log.of(interactions, user, item)
     catalogue = _Catalogue.of(features, settings, log.item_type)
 

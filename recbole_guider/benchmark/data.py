@@ -14,6 +14,7 @@ import recbole
 from recbole_guider.data.dataset import noise_of
 from recbole_guider.data.features import modality_files
 from recbole_guider.errors import GuiderError, nearest
+from recbole_guider.paths import user_path
 from recbole_guider.yaml_files import read_yaml
 
 #: Ends of the names of RecBole's atomic files; ``additional_feat_suffix`` names more.
@@ -78,7 +79,7 @@ def data_files(config: Any) -> DataFiles:
     others = set(modality_files(config))
     recorded = noise_of(config).recorded
     if recorded is not None:
-        others.add(Path(config["data_path"]) / Path(recorded).expanduser())
+        others.add(Path(config["data_path"]) / user_path(recorded))
     return DataFiles(
         str(config["dataset"]), folder, frozenset({*_SUFFIXES, *(config["additional_feat_suffix"] or [])}),
         frozenset(Path(os.path.abspath(path)) for path in others),

@@ -19,6 +19,7 @@ from recbole_guider.checks import check_valid_metric, measured
 from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.errors import GuiderError, did_you_mean
+from recbole_guider.paths import user_path
 from recbole_guider.registry import PREFIX
 from recbole_guider.settings import AMOUNTS, Settings, validated
 from recbole_guider.sources import merge
@@ -147,6 +148,7 @@ def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
     # labels are names, also where YAML reads a number
     content["baseline"] = str(content.get("baseline", next(iter(content["methods"]))))
     settings = validated(BenchmarkSettings, content, "spec")
+    _refuse_dimensions(settings)
     if settings.baseline not in settings.methods:
         raise GuiderError(
             f"{file}: baseline is {settings.baseline!r}, which is none of the methods ({', '.join(settings.methods)})."
@@ -163,6 +165,18 @@ def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
             place = ", ".join(f"{key} {value}" for key, value in cell.labels.items() if key != "seed")
             raise GuiderError(f"{file}, {place}: {error}") from error
     return Spec(settings, cells)
+
+
+def _refuse_dimensions(spec: BenchmarkSettings) -> None:
+    """Refuse settings that would be another model, data set or seed than a row's labels say."""
+    parts: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {"settings": (spec.settings, ("model",))}
+    parts |= {f"datasets.{label}.settings": (block["settings"], ("model",)) for label, block in spec.datasets.items()}
+    parts |= {f"models.{label}": (block, ()) for label, block in spec.models.items()}
+    parts |= {f"methods.{label}": (block, ("model",)) for label, block in spec.methods.items()}
+    for place, (block, names) in parts.items():
+        for name in ("dataset", "seed", *names):
+            if name in block:
+                raise GuiderError(f"spec.{place} has {name}: that is a dimension, give it under spec.{name}s.")
 
 
 def _check(cell: Cell, metrics: Iterable[str]) -> None:
@@ -261,7 +275,7 @@ def _dataset(label: str, block: Any, here: Path, data: str | Path | None) -> dic
     settings = {} if settings is None else settings
     if not isinstance(settings, Mapping):
         raise GuiderError(f"spec.datasets.{label}.settings is {settings!r}: it must be a block of settings.")
-    paths = [(here / Path(file).expanduser()) if not Path(file).is_absolute() else Path(file) for file in files]
+    paths = [here / user_path(file) for file in files]
     for path in paths:
         if not path.is_file():
             raise GuiderError(f"spec.datasets.{label}: file {path} does not exist.")
@@ -272,7 +286,7 @@ def _methods(value: Any) -> dict[str, Any]:
     """A block; or a list of names: plain, guider, or a method of the denoising block."""
     if not isinstance(value, list):
         return _labelled({"methods": value}, "methods")
-    known: dict[str, dict[str, Any]] = {"plain": {}, "guider": {"guider": True}}
+    known: dict[str, dict[str, Any]] = {"plain": {"guider": False}, "guider": {"guider": True}}
     known |= {name: {"denoising": name} for name in SETTINGS if name != "none"}
     for name in value:
         if not isinstance(name, str) or name not in known:

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from recbole_guider.amsc.evidence import BEHAVIOUR
 from recbole_guider.command_lines import run_command
 from recbole_guider.data.features import finite_blocks, read_array, read_ids, row_numbers
 from recbole_guider.data.folder import check_name, new_data_set, written_together
@@ -182,6 +183,8 @@ def _find_features(source: Path, items: pd.Series) -> dict[str, list[Path]]:
         name = path.name[: -len("_feat.npy")]
         if not name:
             raise GuiderError(f"{path} has no modality in its name: call it e.g. image_feat.npy.")
+        if name == BEHAVIOUR:
+            raise GuiderError(f"{path}: a modality cannot be called {name!r}, AMSC's name of co-occurrence; rename it.")
         array = read_array(path, f"modality {name!r}")
         if array.dtype.kind == "b":
             raise GuiderError(f"modality {name!r}: {path} holds {array.dtype}, not numbers.")
@@ -220,6 +223,7 @@ def _known_modalities(name: str) -> list[str]:
 
 def _settings(name: str, to: Path, read: _Source) -> str:
     sections: list[tuple[str, dict]] = []
+    sections.append(("", {"dataset": name}))
     sections.append(
         (f"The folder that holds {name}/; change it when the data moves.", {"data_path": str(to.resolve())})
     )
@@ -227,6 +231,12 @@ def _settings(name: str, to: Path, read: _Source) -> str:
     load["benchmark_filename"] = None if read.split is None else list(SPLITS)
     split_by = "RecBole splits it (eval_args)." if read.split is None else "The splits are those of the source."
     sections.append((split_by, load))
+    repeated = int(read.interactions.duplicated(["user_id", "item_id"]).sum())
+    if repeated and read.split is None:
+        getLogger().info(f"{repeated} rows repeat a pair; the first of each counts (rm_dup_inter in the YAML file).")
+        sections.append((f"{repeated} rows repeat a pair; the first of each counts.", {"rm_dup_inter": "first"}))
+    elif repeated:
+        getLogger().warning(f"{repeated} rows repeat a pair, perhaps across the splits; they are left as they are.")
     blocks: dict = {}
     for modality, files in read.modalities.items():
         blocks[modality] = dict(zip(("file", "ids"), (file.name for file in files), strict=False))

@@ -415,8 +415,28 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
     for loader in (train, valid, test):
         if loader.generator is None:  # RecBole takes them away to save the loaders, and gives them back on loading only
             loader.generator = loader.sampler.generator = torch.Generator().manual_seed(config["seed"])
+    if not config["repeatable"]:
+        _tell_repeated_pairs(train, {"validation": valid, "test": test})
     valid, test = (apply_eval_mask(loader, train._dataset, protocol) for loader in (valid, test))
     return train, batch_by_memory(valid), batch_by_memory(test)
+
+
+def _tell_repeated_pairs(train: Any, evaluated: Mapping[str, Any]) -> None:
+    """Warn of evaluated pairs that training has as well: RecBole does not hide them from the ranking."""
+
+    def pairs(loader: Any) -> np.ndarray:
+        users, items = (loader._dataset.inter_feat[field].numpy() for field in (uid, iid))
+        return users.astype(np.int64) * train._dataset.item_num + items
+
+    uid, iid = train._dataset.uid_field, train._dataset.iid_field
+    trained = np.unique(pairs(train))
+    for name, loader in evaluated.items():
+        repeated = int(np.isin(pairs(loader), trained).sum()) if loader else 0
+        if repeated:
+            getLogger().warning(
+                f"{repeated} of {len(loader._dataset.inter_feat)} {name} pairs are in the training data as well, so "
+                f"that they are ranked too well: rm_dup_inter: first keeps one row of each pair."
+            )
 
 
 def noise_of(config: Any) -> NoiseSettings:

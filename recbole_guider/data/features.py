@@ -31,6 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from recbole_guider.data.tables import read_atomic
 from recbole_guider.errors import GuiderError, did_you_mean
+from recbole_guider.paths import user_path
 
 MODALITY_KEYS = ("file", "ids", "columns", "encoder", "dim", "seed")
 DEFAULT_DIM = 64
@@ -542,4 +543,4 @@ def _item_file(config: Any) -> Path:
 
 def beside_data(config: Any, file: str | os.PathLike[str]) -> Path:
     """A file that a setting names: in the folder of the data set, unless its path is absolute."""
-    return Path(config["data_path"]) / Path(file).expanduser()
+    return Path(config["data_path"]) / user_path(file)

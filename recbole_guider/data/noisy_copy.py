@@ -111,7 +111,7 @@ def write_noisy_copy(
         load_col = {"inter": fields}
         load_col |= _copy_tables(source, inside, name)
         settings: dict[str, Any] = {
-            "data_path": str(to.resolve()), "load_col": load_col, "benchmark_filename": list(SPLITS),
+            "dataset": name, "data_path": str(to.resolve()), "load_col": load_col, "benchmark_filename": list(SPLITS),
             "modalities": blocks, "noise": {"recorded": f"{name}.injected.inter"},
         }
         settings |= {key: config[key] for key, default in _COLUMNS.items() if config[key] != default}

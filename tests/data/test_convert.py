@@ -122,6 +122,25 @@ def test_without_a_split_recbole_splits(csv, table, tmp_path):
     assert len(train._dataset) + len(valid._dataset) + len(test._dataset) == 200 and len(train._dataset) > 120
 
 
+def test_of_repeated_pairs_one_counts(csv, table, tmp_path, caplog):
+    pd.concat([table[["user", "item"]]] * 2).to_csv(csv / "interactions.csv", index=False)
+    file = convert(csv, tmp_path / "out", "csv")
+    config = load(file)
+    assert config["dataset"] == "shop" and config["rm_dup_inter"] == "first"
+    loaders = prepare_data(config, build_dataset(config))
+    assert sum(len(loader._dataset) for loader in loaders) == 200
+    assert "training data as well" not in caplog.text
+    config = load(file, rm_dup_inter=None)
+    train, _, test = prepare_data(config, build_dataset(config))
+    pairs = [
+        set(zip(*(loader._dataset.inter_feat[name].tolist() for name in ("user_id", "item_id")), strict=True))
+        for loader in (train, test)
+    ]
+    rows = zip(*(test._dataset.inter_feat[name].tolist() for name in ("user_id", "item_id")), strict=True)
+    repeated = sum(row in pairs[0] for row in rows)
+    assert repeated and f"{repeated} of {len(test._dataset)} test pairs are in the training data as well" in caplog.text
+
+
 def test_recbole_trains_on_the_result_from_another_folder(csv, tmp_path, monkeypatch):
     """RecBole's own BPR for one epoch."""
     file = convert(csv, tmp_path / "out", "csv")
@@ -163,7 +182,7 @@ def test_dataset_configs_have_the_keys_that_convert_writes(csv, tmp_path):
             assert set(content) == {"modalities"}
             continue
         content.pop("guider", None)  # settings that were chosen for the data set; they never turn GUIDER on
-        assert set(content) == set(written) - {"data_path", "load_col"}
+        assert set(content) == set(written) - {"dataset", "data_path", "load_col"}
         for key in set(content) - {"modalities"}:
             assert content[key] == written[key]
 
@@ -217,6 +236,9 @@ MISTAKES = {
     "too large": (
         lambda s: np.save(s / "text_feat.npy", np.array([[1.0], [1.0], [1.0], [1e300]])),
         "modality 'text' holds NaN or infinite values .* first in the row of item '12'",
+    ),
+    "behaviour": (
+        lambda s: shutil.copy(s / "image_feat.npy", s / "behaviour_feat.npy"), "a modality cannot be called 'behaviour'"
     ),
     "strangers": (lambda s: (s / "text_ids.txt").write_text("w\nx\ny\nz\n"), "no token of .*text_ids.txt is an item"),
 }
