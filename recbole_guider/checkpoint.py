@@ -8,6 +8,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from recbole.utils import set_color
 from recbole_guider.errors import GuiderError
 from recbole_guider.model_state import PlainAttributes, loaded_parameters, stored_parameters
 from recbole_guider.parallel import group
+from recbole_guider.profiles import pair_keys
 from recbole_guider.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -155,11 +157,26 @@ def load_optimizers(trainer: Any, saved: Mapping[str, Any]) -> None:
 
 def pairs_sum(dataset: Any) -> int | None:
     """A check sum of the pairs of a data set, whatever their order; None where it has no users or no items."""
-    users, items = (dataset.inter_feat[field] if field else None for field in (dataset.uid_field, dataset.iid_field))
-    if users is None or items is None:
+    if not dataset.uid_field or not dataset.iid_field:
         return None
-    pairs = users.numpy().astype(np.int64) * dataset.item_num + items.numpy()
-    return zlib.crc32(np.sort(pairs).tobytes())
+    return zlib.crc32(np.sort(pair_keys(dataset)).tobytes())
+
+
+def load_model(model: Any, state: Mapping[str, Any]) -> None:
+    """Give a model what a checkpoint holds of it: its weights, and what it keeps outside of them."""
+    model.load_state_dict(state["state_dict"])
+    model.load_other_parameter(loaded_parameters(state.get("other_parameter")))
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """What training needs of the checkpoint that it continues, beside the states that are loaded at once."""
+
+    random_state: Mapping[str, Any] | None
+    #: None in checkpoints of older versions
+    training_pairs: int | None
+    #: whether early stopping had ended the run already
+    had_stopped: bool
 
 
 def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -193,17 +210,14 @@ class PlainCheckpoints(_Trainer):
         self.saved_model_file = group.share(f"{stem}-{secrets.token_hex(3)}{extension}")
         self._attributes = PlainAttributes(model)
         self._train_data: Any = None
-        #: a sum over the pairs that are trained on, and that of the run which is resumed
+        #: a sum over the pairs that are trained on
         self._training_pairs: int | None = None
-        self._resumed_pairs: int | None = None
-        self._resumed_random_state: Mapping[str, Any] | None = None
+        self._resumed: _Resumed | None = None
         #: gives what whoever runs this trainer notes down: plain data, saved with every checkpoint
         self.notes: Callable[[], Mapping[str, Any]] = dict
         #: whether the state after the latest evaluation stays when training ends, for a caller that has more to do
         self.keep_last_model = False
         self._valid_result: Any = None
-        #: whether the run that is resumed had ended already, by early stopping
-        self._had_stopped = False
         #: learning rates and weight decays that the optimisers were made with
         self._built_with: dict[str, list[list[float]]] = {}
 
@@ -295,9 +309,8 @@ class PlainCheckpoints(_Trainer):
         self.saved_model_file = os.fspath(best)
         self.best_valid_result = state["best_valid_result"]
         self._valid_result = state["best_valid_result"]
-        self._resumed_pairs = state.get("training_pairs")
-        self._had_stopped = self.cur_step > self.stopping_step == stored["stopping_step"]
-        self._resumed_random_state = state["random_state"]
+        had_stopped = self.cur_step > self.stopping_step == stored["stopping_step"]
+        self._resumed = _Resumed(state["random_state"], state.get("training_pairs"), had_stopped)
         self._keep_changed_settings(state.get("optimizer_settings") or {}, self._built_with)
 
     def _optimizer_settings(self) -> dict[str, list[list[float]]]:
@@ -319,7 +332,8 @@ class PlainCheckpoints(_Trainer):
             show_progress: bool = False, callback_fn: Any = None) -> tuple[float, Any]:
         self._train_data = train_data
         self._training_pairs = pairs_sum(train_data._dataset)
-        if self._resumed_pairs not in (None, self._training_pairs):
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and resumed.training_pairs not in (None, self._training_pairs):
             raise GuiderError(
                 f"resume is a checkpoint of a run on other training interactions, and what is tested here may be among "
                 f"them: give the data, the split, the noise and the seed ({self.config['seed']} here) of that run."
@@ -327,10 +341,10 @@ class PlainCheckpoints(_Trainer):
         if not self._built_with:
             self._built_with = self._optimizer_settings()
         trained = False
-        if self._resumed_random_state is not None:
-            restore_random_state(self._resumed_random_state, train_data)
-            self._resumed_random_state = None
-            trained = self.start_epoch >= self.epochs or self._had_stopped
+        if resumed is not None:
+            if resumed.random_state is not None:
+                restore_random_state(resumed.random_state, train_data)
+            trained = self.start_epoch >= self.epochs or resumed.had_stopped
         if trained:  # killed after its last epoch: RecBole would go on, or save the last model in place of the best
             self.start_epoch = max(self.start_epoch, self.epochs)
 
@@ -356,6 +370,5 @@ class PlainCheckpoints(_Trainer):
         if eval_data and load_best_model:
             with group.file_of_main(model_file or self.saved_model_file) as file:
                 state = load(file, self.device)
-            self.model.load_state_dict(state["state_dict"])
-            self.model.load_other_parameter(loaded_parameters(state.get("other_parameter")))
+            load_model(self.model, state)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)

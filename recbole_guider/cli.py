@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL, __version__
-from recbole_guider.command_lines import run_command, split_files
+from recbole_guider.command_lines import is_setting, run_command, split_files
 from recbole_guider.errors import GuiderError, ProcessFailed
 
 _FILES_HELP = "property files, separated by spaces (a name with spaces: in quotes of its own); may be given again"
@@ -70,7 +70,7 @@ def run_script(argv: Sequence[str] | None = None) -> int:
 def _require_values(settings: Sequence[str]) -> None:
     """Refuse what is not of the form --key=value: RecBole would leave it out of the run, and only warn."""
     for argument in settings:
-        if not argument.startswith("--") or "=" not in argument:
+        if not is_setting(argument):
             raise GuiderError(f"{argument} is none of the options, nor a setting of the form --key=value.")
 
 

@@ -10,6 +10,12 @@ from collections.abc import Sequence
 from recbole_guider.errors import GuiderError
 
 
+def is_setting(argument: str) -> bool:
+    """Whether an argument has the form ``--key=value``."""
+    name, separator, _ = argument.partition("=")
+    return bool(separator) and len(name) > 2 and name.startswith("--")
+
+
 def split_files(texts: str | Sequence[str] | None) -> list[str]:
     """The files that ``--config_files`` names, given once or several times: separated by spaces, as RecBole has it; one
     in quotes may hold spaces.

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def pair_keys(dataset: Any) -> np.ndarray:
+    """int64 ``[interactions]``: a number for each pair of a data set, the same wherever the same items are known."""
+    users, items = (np.asarray(dataset.inter_feat[field], np.int64) for field in (dataset.uid_field, dataset.iid_field))
+    return users * dataset.item_num + items
 
 
 class Profiles:

@@ -13,14 +13,13 @@ from recbole.utils import init_logger, init_seed, set_color
 from tabulate import tabulate
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
-from recbole_guider.checkpoint import load
+from recbole_guider.checkpoint import load, load_model
 from recbole_guider.checks import check_outputs, check_valid_metric
 from recbole_guider.config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.detection import detection_line
 from recbole_guider.errors import GuiderError
 from recbole_guider.model.base import require_sampled_items
-from recbole_guider.model_state import loaded_parameters
 from recbole_guider.parallel import group
 from recbole_guider.parallel.launch import Processes, launch
 from recbole_guider.parallel.trainer import require_same_data
@@ -349,8 +348,7 @@ def load_data_and_model(
     checkpoint = load(os.fspath(model_file))
     config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}), model=model)
     network, dataset, *loaders = _prepare_model(config)
-    network.load_state_dict(checkpoint["state_dict"])
-    network.load_other_parameter(loaded_parameters(checkpoint.get("other_parameter")))
+    load_model(network, checkpoint)
     network.eval()
     return config, network, dataset, *loaders
 

@@ -24,6 +24,10 @@ class Words(NamedTuple):
     words: str
 
 
+#: The name of the behaviour modality among AMSC's weights and evidence.
+BEHAVIOUR = "behaviour"
+
+
 class Settings(BaseModel):
     """A block of settings: typed, immutable, without unknown keys. The base of every block of this package."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from recbole_guider.command_lines import is_setting
 from recbole_guider.denoising.settings import COMMON_KEYS, expanded
 from recbole_guider.errors import GuiderError
 from recbole_guider.yaml_files import YamlLoader
@@ -183,11 +184,11 @@ def split_arguments(arguments: Sequence[str]) -> dict[str, str]:
         del remaining[0]
     while remaining:
         argument = remaining.pop(0)
-        name, separator, value = argument.partition("=")
+        name, _, value = argument.partition("=")
         if argument in _LAUNCHER_FLAGS:
             if remaining and not remaining[0].startswith("-"):
                 del remaining[0]
-        elif separator and len(name) > 2 and name.startswith("--"):
+        elif is_setting(argument):
             name = name[2:]
             if settings.get(name, value) != value:
                 raise GuiderError(

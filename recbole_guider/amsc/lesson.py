@@ -18,7 +18,7 @@ from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
 from recbole_guider.amsc.dilution import count_diluted
 from recbole_guider.amsc.discriminant import learn_discriminant
 from recbole_guider.amsc.draws import uniform
-from recbole_guider.amsc.evidence import BEHAVIOUR, Behaviour, Evidence, adaptive_weights, classifier_columns
+from recbole_guider.amsc.evidence import Behaviour, Evidence, adaptive_weights, classifier_columns
 from recbole_guider.amsc.judge import Judge, Rule, judged_pairs
 from recbole_guider.amsc.learned import (
     PARTS,
@@ -31,7 +31,7 @@ from recbole_guider.amsc.learned import (
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, NullPairs, Profiles, draw_null_pairs
 from recbole_guider.amsc.similarity import Modality, confidence, normalise_modality
 from recbole_guider.errors import GuiderError
-from recbole_guider.settings import CalibrationSettings
+from recbole_guider.settings import BEHAVIOUR, CalibrationSettings
 
 logger = logging.getLogger(__name__)
 

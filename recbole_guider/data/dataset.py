@@ -32,6 +32,7 @@ from recbole_guider.data.noise import delete_interactions, gaussian_features, in
 from recbole_guider.data.tables import read_atomic, read_table
 from recbole_guider.errors import GuiderError
 from recbole_guider.evaluation import apply_eval_mask, batch_by_memory
+from recbole_guider.profiles import pair_keys
 from recbole_guider.settings import GuiderSettings, NoiseSettings
 
 # RecBole's own: under these names it has functions that call the ones below
@@ -197,8 +198,7 @@ class GuiderDataset(Dataset):
         """bool [number of interactions]: added by ``noise.interactions``, or named in the file ``noise.recorded``."""
         if len(self._injected_keys) == 0:
             return np.zeros(len(self.inter_feat), dtype=bool)
-        users, items = _pairs(self)
-        return np.isin(users * self.item_num + items, self._injected_keys)
+        return np.isin(pair_keys(self), self._injected_keys)
 
     def build(self) -> list[GuiderDataset]:
         """RecBole's splits, and the noise of ``noise.interactions`` and ``noise.deleted`` in the training one.
@@ -423,15 +423,9 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
 
 def _tell_repeated_pairs(train: Any, evaluated: Mapping[str, Any]) -> None:
     """Warn of evaluated pairs that training has as well: RecBole does not hide them from the ranking."""
-
-    def pairs(loader: Any) -> np.ndarray:
-        users, items = (loader._dataset.inter_feat[field].numpy() for field in (uid, iid))
-        return users.astype(np.int64) * train._dataset.item_num + items
-
-    uid, iid = train._dataset.uid_field, train._dataset.iid_field
-    trained = np.unique(pairs(train))
+    trained = pair_keys(train._dataset)
     for name, loader in evaluated.items():
-        repeated = int(np.isin(pairs(loader), trained).sum()) if loader else 0
+        repeated = int(np.isin(pair_keys(loader._dataset), trained).sum()) if loader else 0
         if repeated:
             getLogger().warning(
                 f"{repeated} of {len(loader._dataset.inter_feat)} {name} pairs are in the training data as well, so "
