@@ -9,9 +9,13 @@ definitions are this project's.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import TypeAlias
 
 import torch
@@ -358,15 +362,36 @@ def _is_identity(plan: str, anchor: float) -> bool:
     return plan == "identity" or (plan == "anchored" and math.isinf(anchor))
 
 
-def _sinkhorn(cost: Tensor, epsilon: float, iterations: int, method: str) -> Tensor:
-    # Imported here: it takes a second or two, and the identity plan and KL do without.
-    import ot
+@cache
+def _pot() -> ModuleType:
+    """POT, imported when it is needed: that takes a second or two, and the identity plan and KL do without.
 
+    It imports every array library that it finds, and JAX then takes three quarters of a GPU's memory, from this process
+    and its neighbours. So those that nobody has imported here stay out.
+    """
+    unwanted = {
+        f"POT_BACKEND_DISABLE_{library.upper()}": "1"
+        for library in ("jax", "cupy", "tensorflow") if library not in sys.modules
+    }
+    found = {name: os.environ.get(name) for name in unwanted}
+    os.environ.update(unwanted)
+    try:
+        import ot
+    finally:
+        for name, value in found.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return ot
+
+
+def _sinkhorn(cost: Tensor, epsilon: float, iterations: int, method: str) -> Tensor:
     rows, columns = cost.shape
     with warnings.catch_warnings():
         # The caller rounds what has not converged and repairs what overflowed.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"ot\.")
-        return ot.sinkhorn(
+        return _pot().sinkhorn(
             cost.new_full((rows,), 1.0 / rows),
             cost.new_full((columns,), 1.0 / columns),
             cost,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
-import ot
 import pytest
 import torch
 from torch.nn.functional import log_softmax, normalize
 
 from recbole_guider.distill import (
+    _pot,
     catalogue_moments,
     diagonal_cost,
     kl_distillation_loss,
@@ -23,6 +27,7 @@ from recbole_guider.distill import (
 )
 from recbole_guider.errors import GuiderError
 
+ot = _pot()
 GRAM_COSTS = ["cosine", "scores"]
 COSTS = [*GRAM_COSTS, "kl"]
 TEMPERATURE = 0.7
@@ -430,3 +435,22 @@ def test_min_norm_edges():
         min_norm_weights(a, torch.ones(3))
     with pytest.raises(GuiderError, match="at least one"):
         min_norm_weights([None], [None])
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_pot_takes_no_array_library_along_that_nobody_imported(imported: bool, tmp_path: Path) -> None:
+    """JAX would take three quarters of a GPU's memory."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("")
+    (tmp_path / "cupy.py").write_text("raise RuntimeError('imported')")
+    program = f"""
+import os, sys, torch
+{"import jax" if imported else ""}
+before = dict(os.environ)
+from recbole_guider.distill import transport_plan
+transport_plan(torch.rand(4, 4), plan="batch")
+assert "ot" in sys.modules and ("jax" in sys.modules) is {imported} and "cupy" not in sys.modules
+assert dict(os.environ) == before
+"""
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": path})

@@ -1,21 +1,33 @@
-"""Models, teachers and methods on a device that is not the CPU: the same numbers, and no tensor in the wrong place."""
+"""Models, teachers and methods on a device that is not the CPU: the same numbers, and no tensor in the wrong place.
+
+Everywhere on a device that only looks like another one; and on a GPU, where there is one.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 from other_device import other_device
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.model.loss import BPRLoss
 from recbole.utils import InputType
+from resuming import assert_resumes
 
 from recbole_guider.config import GuiderConfig
 from recbole_guider.denoising.settings import SETTINGS
-from recbole_guider.quick_start import _prepare
+from recbole_guider.distill import ot_distillation_loss
+from recbole_guider.graph import bipartite_adjacency, propagate_mean
+from recbole_guider.quick_start import _prepare, load_data_and_model, run_recbole_guider
 from recbole_guider.registry import get_model_class, list_models
+from recbole_guider.trainer import trainer_class
 
 OURS = [
     info.name
@@ -64,6 +76,26 @@ class OwnGraph(GeneralRecommender):
         return (users[interaction[self.USER_ID]] @ items.T).view(-1)
 
 
+RUNS = [
+    *((model, {}) for model in OURS),
+    ("GUIDER_FREEDOM", {}),
+    ("GUIDER_FREEDOM", guider(dbpr={"form": "pairwise", "gamma": 0.1}, distillation={"cost": "cosine"})),
+    ("GUIDER_FREEDOM", guider(distillation={"cost": "scores", "plan": "batch", "balance": "min_norm"})),
+    ("GUIDER_FREEDOM", guider(distillation={"objective": "kl"}, dbpr={"own_as": "ignore"})),
+    ("GUIDER_FREEDOM", guider(schedule="pretrained", calibration={"learned": False, "recalibrate_every": 1})),
+    ("GUIDER_FREEDOM", guider(variant="released")),
+    ("GUIDER_BPR", guider(teacher="FREEDOM", student_loss="own")),
+    ("GUIDER_NeuMF", guider(teacher="NeuMF")),
+    ("GUIDER_MultiVAE", {**guider(teacher="MultiDAE"), "train_neg_sample_args": None}),
+    ("GUIDER_SimpleX", guider(student_loss="dbpr")),
+    (OwnGraph, guider(student_loss="dbpr")),
+    (OwnGraph, {"denoising": {"method": "none", "loss_form": "softmax"}}),
+    *(("FREEDOM", {"denoising": method}) for method in METHODS),
+    *(("FREEDOM", {"denoising": {"method": method, "loss_form": "softmax"}}) for method in ("r-ce", "bod")),
+    ("FREEDOM", {"mirror_gradient": {"interval": 1}}),
+]
+
+
 def trained(model: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, elsewhere: bool) -> dict[str, Any]:
     """What an epoch of training, and its evaluations, come to."""
     config = GuiderConfig(model, "toy", config_dict={**settings, "epochs": 1}, command_line=[])
@@ -77,30 +109,125 @@ def trained(model: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatc
         return dict(trainer.evaluate(test, load_best_model=False))
 
 
-@pytest.mark.parametrize(
-    ("model", "changes"),
-    [
-        *((model, {}) for model in OURS),
-        ("GUIDER_FREEDOM", {}),
-        ("GUIDER_FREEDOM", guider(dbpr={"form": "pairwise", "gamma": 0.1}, distillation={"cost": "cosine"})),
-        ("GUIDER_FREEDOM", guider(distillation={"cost": "scores", "plan": "batch", "balance": "min_norm"})),
-        ("GUIDER_FREEDOM", guider(distillation={"objective": "kl"}, dbpr={"own_as": "ignore"})),
-        ("GUIDER_FREEDOM", guider(schedule="pretrained", calibration={"learned": False, "recalibrate_every": 1})),
-        ("GUIDER_FREEDOM", guider(variant="released")),
-        ("GUIDER_BPR", guider(teacher="FREEDOM", student_loss="own")),
-        ("GUIDER_NeuMF", guider(teacher="NeuMF")),
-        ("GUIDER_MultiVAE", {**guider(teacher="MultiDAE"), "train_neg_sample_args": None}),
-        ("GUIDER_SimpleX", guider(student_loss="dbpr")),
-        (OwnGraph, guider(student_loss="dbpr")),
-        (OwnGraph, {"denoising": {"method": "none", "loss_form": "softmax"}}),
-        *(("FREEDOM", {"denoising": method}) for method in METHODS),
-        *(("FREEDOM", {"denoising": {"method": method, "loss_form": "softmax"}}) for method in ("r-ce", "bod")),
-        ("FREEDOM", {"mirror_gradient": {"interval": 1}}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("model", "changes"), RUNS, ids=str)
 def test_it_trains_elsewhere_to_the_same_numbers(
     model: Any, changes: dict[str, Any], toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = [trained(model, {**toy, **changes}, monkeypatch, elsewhere) for elsewhere in (True, False)]
     assert results[0] == pytest.approx(results[1], abs=1e-6)
+
+
+# -- on a GPU -----------------------------------------------------------------------------------------------------
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+
+
+def agrees(there: Any, here: Any, tolerance: float = 1e-5) -> None:
+    """Whether what a GPU computed is what this processor did, in 32 bits."""
+    torch.testing.assert_close(there.detach().cpu(), here.detach(), rtol=tolerance, atol=tolerance)
+
+
+@on_a_gpu
+@pytest.mark.parametrize(("model", "changes"), RUNS, ids=str)
+def test_what_a_gpu_trained_ranks_the_same_on_a_cpu(model: Any, changes: dict[str, Any], toy: dict[str, Any]) -> None:
+    settings = {**toy, **changes, "use_gpu": True}
+    result = run_recbole_guider(model, "toy", config_dict=settings)
+    config, network, _, _, _, test = load_data_and_model(
+        result["model_file"], {"use_gpu": False}, model=None if isinstance(model, str) else model
+    )
+    assert next(network.parameters()).device.type == "cpu"
+    trainer = trainer_class(config)(config, network)
+    assert dict(trainer.evaluate(test, load_best_model=False)) == pytest.approx(result["test_result"], abs=1e-6)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("model", [name for name in OURS if name != "MVGAE"])
+def test_scores_and_losses_on_a_gpu_are_those_of_a_cpu(model: str, toy: dict[str, Any]) -> None:
+    """In evaluation mode, where nothing is dropped; MVGAE samples its latent vectors in its loss."""
+    config = GuiderConfig(model, "toy", config_dict={**toy, "epochs": 1}, command_line=[])
+    trainer, train, valid, _ = _prepare(config)
+    trainer.fit(train, valid, saved=False)
+    here, batch = trainer.model.eval(), next(iter(train))
+    away_config = GuiderConfig(model, "toy", config_dict={**toy, "use_gpu": True}, command_line=[])
+    there = _prepare(away_config)[0].model
+    there.load_state_dict(here.state_dict())
+    there.eval()
+    for network in (here, there):
+        network.restore_user_e = network.restore_item_e = None
+    agrees(there.full_sort_predict(batch.to("cuda")), here.full_sort_predict(batch.to("cpu")))
+    agrees(there.predict(batch.to("cuda")), here.predict(batch.to("cpu")))
+
+
+@on_a_gpu
+def test_propagation_on_a_gpu() -> None:
+    generator = torch.Generator().manual_seed(3)
+    users, items = (torch.randint(size, (900,), generator=generator).numpy() for size in (70, 50))
+    here = bipartite_adjacency(users, items, 70, 50)
+    away = here.to("cuda")
+    results = []
+    for operator, device in ((here, "cpu"), (away, "cuda")):
+        x = torch.linspace(-1, 1, 120 * 16).reshape(120, 16).sin().to(device).requires_grad_()
+        out = propagate_mean(operator, x, 3)
+        (out * out.detach().cos()).sum().backward()
+        results.append((out, x.grad))
+    for there, at_home in zip(results[1], results[0], strict=True):
+        agrees(there, at_home)
+    double = here.to(dtype=torch.float64).to("cuda")
+    x = torch.randn(120, 2, dtype=torch.float64, device="cuda", requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: propagate_mean(double, x, 2), (x,))
+
+
+@on_a_gpu
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cost": cost, "plan": plan}
+        for cost in ("cosine", "scores", "kl") for plan in ("identity", "anchored", "batch")
+    ],
+    ids=str,
+)
+def test_distillation_on_a_gpu(options: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    matrices = [torch.randn(rows, 12, generator=generator) for rows in (32, 80, 32, 80)]
+    if options["plan"] == "anchored":
+        options = {**options, "anchor": 0.05}  # low enough for mass to move
+    results = []
+    for device in ("cpu", "cuda"):
+        student = [matrix.to(device).requires_grad_() for matrix in matrices[:2]]
+        loss = ot_distillation_loss(*student, *(matrix.to(device) for matrix in matrices[2:]), **options)
+        results.append((loss, *torch.autograd.grad(loss, student)))
+    for here, there in zip(*results, strict=True):
+        assert there.device.type == "cuda"
+        agrees(there, here, 1e-4)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("model", ["FREEDOM", "GUIDER_FREEDOM", "GUIDER_MGCN", "GUIDER_NeuMF"])
+def test_mixed_precision_on_a_gpu(model: str, toy: dict[str, Any]) -> None:
+    result = run_recbole_guider(model, "toy", config_dict={**toy, "use_gpu": True, "enable_amp": True})
+    assert all(0 < value < 1 for value in result["test_result"].values())
+
+
+@on_a_gpu
+@pytest.mark.parametrize("model", ["FREEDOM", "GUIDER_FREEDOM", "GUIDER_NeuMF"])
+def test_a_killed_run_on_a_gpu_resumes_near_the_same_weights(model: str, toy: dict[str, Any]) -> None:
+    """Near: sums on a GPU have no fixed order."""
+    assert_resumes(model, {**toy, "epochs": 4, "use_gpu": True}, kill_after=1, tolerance=1e-4)
+
+
+@on_a_gpu
+def test_a_benchmark_on_a_gpu_counts_its_memory(toy: dict[str, Any], tmp_path: Path) -> None:
+    spec = {
+        "datasets": ["toy"], "models": ["FREEDOM"], "methods": {"plain": {}, "GUIDER": {"guider": True}},
+        "seeds": [2020], "settings": {key: value for key, value in toy.items() if key != "use_gpu"},
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    command = [
+        sys.executable, "-c", "import sys; from recbole_guider.cli import main; sys.exit(main())",
+        "benchmark", "spec.yaml", "--out", "out", "--data", toy["data_path"],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert len(rows) == 2 and (rows["device"] == "cuda").all() and rows["gpu"].notna().all()
+    assert (rows["peak memory MB"] > 100).all()

@@ -43,6 +43,10 @@ _OF_ALL_TRIALS = (
 )
 #: Files of a sweep's folder.
 DEFINITION, JOURNAL, TRIALS = "sweep.json", "journal.jsonl", "trials"
+#: Seconds after each attempt to start the sweep's server.
+_SERVER_WAITS = (1.0, 2.0, 4.0, 8.0)
+#: Seconds in which a server that was placed answers; its process imports torch.
+_SERVER_ANSWERS = 120.0
 
 
 def tune_guider(
@@ -373,13 +377,31 @@ def _run(definition: SweepDefinition, folder: Path, resume: bool, verbose: bool)
 
 
 def _start_server(definition: SweepDefinition, journal: Journal) -> Any:
+    """The sweep's server, on this machine, once it answers.
+
+    Ray lets any machine of a cluster place an actor; one that has just joined may not know this machine yet, and then
+    refuses. So another is asked for.
+
+    Raises:
+        GuiderError: no server answered.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     over = {trial.name: trial.last for trial in journal.trials() if trial.status in (FINISHED, STOPPED)}
-    actor = ray.remote(SweepServer).options(name=definition.name, num_cpus=0, scheduling_strategy=here)
-    return actor.remote(over)
+    said: Exception | None = None
+    for wait in _SERVER_WAITS:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(SweepServer).options(name=definition.name, num_cpus=0, scheduling_strategy=here)
+        server = actor.remote(over)
+        try:
+            ray.get(server.built.remote(), timeout=_SERVER_ANSWERS)
+            return server
+        except (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError, TimeoutError) as error:
+            said = error
+            ray.kill(server)
+            time.sleep(wait)
+    raise GuiderError(f"the sweep's server did not start in the Ray cluster: {' '.join(str(said).split())[:300]}")
 
 
 def _first_data(server: Any, definition: SweepDefinition) -> None:

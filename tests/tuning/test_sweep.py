@@ -319,6 +319,25 @@ def test_a_cluster_of_two_nodes_loses_one(toy_bpr: dict[str, Any], tmp_path: Pat
     assert all(lines.count((name, k)) == 1 for name in seen["finished"] for k in range(1, 31))
 
 
+def test_a_machine_that_refuses_the_server_is_asked_again(
+    small_ray: None, toy_bpr: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.util import scheduling_strategies
+
+    real, asked = scheduling_strategies.NodeAffinitySchedulingStrategy, []
+
+    def strategy(node: str, soft: bool) -> Any:
+        asked.append(node)
+        return real(node if len(asked) > 1 else "f" * len(node), soft=soft)  # as from a machine that does not know it
+
+    monkeypatch.setattr(scheduling_strategies, "NodeAffinitySchedulingStrategy", strategy)
+    result = tune_guider(
+        "BPR", "toy", config_dict={**toy_bpr, "epochs": 1}, space={"learning_rate": {"choice": [0.01]}},
+        out=tmp_path / "sweep", sampler="grid", scheduler="none", verbose=False,
+    )
+    assert len(asked) == 2 and (result["trials"]["status"] == "finished").all()
+
+
 def test_a_time_budget_stops_what_runs_and_takes_the_best_so_far(
     small_ray: None, toy_bpr: dict[str, Any], tmp_path: Path
 ) -> None:
