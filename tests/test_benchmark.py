@@ -361,6 +361,11 @@ def test_a_failure_is_kept_until_the_run_succeeds(
         ("Traceback ..\n  line\nKeyError: 'x'\nexit status 1", "KeyError: 'x'"),
         ("started\nkilled by SIGKILL", "killed by SIGKILL"),
         ("\nexit status 1", "exit status 1"),
+        (
+            "Traceback ..\n  line\ntorch.AcceleratorError: CUDA error: out of memory\nFor debugging consider passing "
+            "CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA`.\n\nexit status 1",
+            "torch.AcceleratorError: CUDA error: out of memory",
+        ),
     ],
 )
 def test_the_reason_of_a_failure(problem: str, reason: str) -> None:

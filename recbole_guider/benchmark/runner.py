@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -137,12 +138,16 @@ def _result(spec: Spec, rows: pd.DataFrame, cell: Cell) -> str:
 
 
 def _reason(problem: str) -> str:
-    """The line of a run's output that says why it failed: its error, else the last before its exit status."""
+    """The line of a run's output that says why it failed: its error, else the exception's first line, else the last
+    before its exit status."""
     lines = [line.strip() for line in problem.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     ended_by_itself = lines[-1].startswith("exit status")
     if errors and (ended_by_itself or lines[-1] == errors[-1]):
         return errors[-1].removeprefix("error: ")
+    raised = [line for line in problem.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    if raised and ended_by_itself:
+        return raised[-1].strip()  # those of CUDA have hints for programmers behind it
     return lines[-2] if ended_by_itself and len(lines) > 1 else lines[-1]
 
 
