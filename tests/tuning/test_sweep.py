@@ -278,7 +278,7 @@ def test_a_cluster_of_two_nodes_loses_one(toy_bpr: dict[str, Any], tmp_path: Pat
             return [trial for trial in trials if trial.last and trial.last["node"] != home]
 
         # the second node joins when the sweep is on the first: of two on one machine Ray takes either as the driver's
-        wait_until(ray.is_initialized)
+        wait_until((out / "sweep.json").exists)
         other = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
         wait_until(lambda: journal.trials())
         home = ray.get_runtime_context().get_node_id()
@@ -299,6 +299,7 @@ def test_a_cluster_of_two_nodes_loses_one(toy_bpr: dict[str, Any], tmp_path: Pat
         result = tune_guider(
             "BPR", "toy", config_dict={**toy_bpr, "epochs": 30}, space={"learning_rate": {"loguniform": [0.001, 0.1]}},
             out=out, samples=6, scheduler="none", address=cluster.address, verbose=False,
+            time_budget=300,  # rather fail than wait for ever
         )
         killer.join(timeout=60)
     finally:
