@@ -24,8 +24,8 @@ def assert_resumes_exactly(
 
 
 def assert_resumes(
-    model: str, settings: dict[str, Any], kill_after: int, look: Callable[[dict[str, Any]], None] | None = None,
-    tolerance: float = 0.0,
+    model: str, settings: dict[str, Any], kill_after: int, look: Callable[[dict[str, Any]], None] | None = None, *,
+    tolerance: float,
 ) -> None:
     """A run killed after epoch ``kill_after`` (from 0) and resumed ends in the state of one that was not.
 
