@@ -9,8 +9,8 @@ import scipy.sparse as sp
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize
-from torch.utils.checkpoint import checkpoint
 
 from recbole_guider.data.features import require_content
 from recbole_guider.errors import GuiderError, above_zero
@@ -22,7 +22,6 @@ from recbole_guider.graph import (
     propagate,
     propagate_mean,
 )
-from recbole_guider.losses import soft_negative
 from recbole_guider.model.base import Encoding, FactorisedRecommender
 
 # Similarities of anchors to all items that one block holds, for each view.
@@ -61,8 +60,8 @@ class DAMRS(FactorisedRecommender):
 
         - log( sum over N1 of e / sum over all of e ) - log( sum over N2 of e / sum over all but N1 of e ),
 
-    averaged over the items and the views. The sums over all items are computed in blocks, and again in the backward
-    pass, so that no [items, items] matrix is kept.
+    averaged over the items and the views. It is computed in blocks together with its gradient, so that no [items,
+    items] matrix is kept.
 
     Alignment (``kl_weight``): for all users and items of the batch, the mean of ``KL(p || q) + KL(q || p) = (p - q)
     (logit p - logit q)`` with ``p = sig(<U_u, E_i / |E_i|>)``, ``q = sig(<U_u, c_i / |c_i|>)``.
@@ -113,7 +112,6 @@ class DAMRS(FactorisedRecommender):
         real = torch.arange(self.n_items) > 0
         has = torch.stack([*(torch.from_numpy(part.present) for part in features.values()), real])
         self.register_buffer("has", has, persistent=False)
-        self._members = [int(view.sum()) for view in has]
 
         size: int = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, size)
@@ -172,65 +170,103 @@ class DAMRS(FactorisedRecommender):
 
     def _neighbour_loss(self, views: Tensor, items: Tensor) -> Tensor:
         """The neighbours' term for ``views`` of unit rows ``[V, n_items, d]``, averaged over ``items`` and views."""
-        losses = []
-        found = self._pseudo_neighbours(views.detach(), items)
-        for view, has, (in_all, in_one) in zip(views, self.has, found, strict=True):
-            present = has[items]
-            if not in_all.shape[1] or not present.any():
-                losses.append(view.sum() * 0.0)
-                continue
-            anchors = view.index_select(0, items[present])
-            candidates = view[has]
-            everything = torch.cat(
-                [
-                    # kept for the backward pass are the anchors, not their similarities to all items
-                    checkpoint(_log_sum_exp, block, candidates, self.temperature, use_reentrant=False)
-                    for block in anchors.split(self._block)
-                ]
-            )
-            first, second = (
-                torch.einsum("bd,bkd->bk", anchors, view[nearest[present]]).div(self.temperature).logsumexp(dim=1)
-                for nearest in (in_all, in_one)
-            )
-            share = (first - everything).exp()
-            # rounding may put the sum over N1 above that over all
-            rest = -(first - everything).clamp_max(_LEAST_REST).expm1()
-            other_share = ((second - everything).exp() / rest).clamp_max(1.0)
-            losses.append(-((share + _SHARE_EPSILON).log() + (other_share + _SHARE_EPSILON).log()).mean())
-        return torch.stack(losses).mean()
+        return _NeighbourLoss.apply(views, self.has, items, self.neighbours, self.temperature)
 
-    @property
-    def _block(self) -> int:
-        return max(1, _BLOCK_ENTRIES // self.n_items)
 
-    @torch.no_grad()
-    def _pseudo_neighbours(self, views: Tensor, items: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """N1 and N2 of ``items`` in every view, ids of ``[len(items), at most neighbours]``.
+class _NeighbourLoss(torch.autograd.Function):
+    """The neighbours' term and, in the same pass over blocks of [items, all items], its gradient.
 
-        Rows of items that have no view are meaningless.
-        """
-        blocks = []
-        for anchors in items.split(self._block):
-            shares = []
-            for view, has in zip(views, self.has, strict=True):
-                with torch.autocast(view.device.type, enabled=False):  # half precision makes ties
-                    share = (view[anchors].float() @ view.T.float()).exp_().mul_(has)
+    A block's cosines serve the choice of N1 and N2, the value and the gradient, and none is kept. The gradient is
+    known up to a factor before the backward pass; it cannot be differentiated twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, views: Tensor, has: Tensor, items: Tensor, neighbours: int, temperature: float) -> Tensor:
+        with torch.autocast(views.device.type, enabled=False):  # half precision makes ties
+            unit = views.to(torch.promote_types(views.dtype, torch.float32))
+            gradient, loss = torch.zeros_like(unit), unit.new_zeros(())
+            missing = [torch.nonzero(~view).squeeze(1) for view in has]
+            sizes = [min(neighbours, members // 2) for members in has.sum(dim=1).tolist()]
+            chosen = has[:, items]
+            weights = chosen / (chosen.sum(dim=1, keepdim=True).clamp_min(1) * len(views))
+            rows = max(1, _BLOCK_ENTRIES // views.shape[1])
+            for ids, weight, present in zip(
+                items.split(rows), weights.split(rows, dim=1), chosen.split(rows, dim=1), strict=True
+            ):
+                anchors = unit[:, ids]
+                cosines = [block @ view.T for block, view in zip(anchors, unit, strict=True)]
                 # an anchor without the view says nothing about it
-                total = share.sum(dim=1).clamp_min(torch.finfo(share.dtype).tiny)
-                shares.append(share.mul_((has[anchors] / total)[:, None]))
-            joint = torch.stack(shares).sum(dim=0)
-            found = []
-            for share, has, members in zip(shares, self.has, self._members, strict=True):
-                k = min(self.neighbours, members // 2)
-                in_all = (joint + share).masked_fill_(~has, -1.0).topk(k, dim=1).indices
-                found.append((in_all, share.scatter_(1, in_all, -1.0).topk(k, dim=1).indices))
-            blocks.append(found)
-        return [
-            (torch.cat([one for one, _ in of_view]), torch.cat([other for _, other in of_view]))
-            for of_view in zip(*blocks, strict=True)
-        ]
+                shares = [_shares(*of_view) for of_view in zip(cosines, missing, present, strict=True)]
+                joint = shares[0].clone()
+                for share in shares[1:]:
+                    joint += share
+                for view, size in enumerate(sizes):
+                    if size:
+                        near = _pseudo_neighbours(joint, shares[view], missing[view], size)
+                        logits = cosines[view].div_(temperature)
+                        value, slope = _contrast(logits, missing[view], *near, weight[view])
+                        loss += value
+                        slope /= temperature
+                        gradient[view].index_add_(0, ids, slope @ unit[view])
+                        gradient[view].addmm_(slope.T, anchors[view])
+        ctx.save_for_backward(gradient)
+        ctx.type = views.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradients[0] * gradient).to(ctx.type), None, None, None, None
 
 
-def _log_sum_exp(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
-    """log of the sum over candidates of exp(<anchor, candidate> / temperature), ``[B]``."""
-    return soft_negative(anchors, candidates, temperature=temperature) / temperature
+def _shares(cosines: Tensor, missing: Tensor, present: Tensor) -> Tensor:
+    """p of the rows ``[B, n_items]``: 0 in the columns ``missing``, and in rows that are not ``present``, ``[B]``."""
+    share = cosines.exp().index_fill_(1, missing, 0.0)
+    total = share.sum(dim=1).clamp_min(torch.finfo(share.dtype).tiny)
+    return share.mul_((present / total)[:, None])
+
+
+def _pseudo_neighbours(joint: Tensor, share: Tensor, missing: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """N1 and N2 in one view, ids of ``[B, size]`` each.
+
+    Args:
+        joint: the sum over all views of p [B, n_items].
+        share: p of this view [B, n_items], 0 only where the view has no item; overwritten.
+        missing: the items that the view does not have, int64; none is chosen.
+        size: of each set, 1 to half as many items as the view has.
+    """
+    in_all = (joint + share).index_fill_(1, missing, -1.0).topk(size, dim=1).indices
+    in_one = share.scatter_(1, in_all, 0.0).topk(size, dim=1).indices
+    return in_all, in_one
+
+
+def _contrast(
+    logits: Tensor, missing: Tensor, in_all: Tensor, in_one: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum over anchors of ``weight`` [B] times both logarithms, and its gradient ``[B, n_items]``.
+
+    Args:
+        logits: cosines over the temperature [B, n_items]; overwritten.
+        missing: the items that the view does not have, int64.
+        in_all: N1, ids [B, k].
+        in_one: N2, ids [B, k].
+        weight: [B].
+    """
+    near = [logits.gather(1, ids) for ids in (in_all, in_one)]
+    shift = logits.amax(dim=1)
+    everything = logits.sub_(shift[:, None]).exp_().index_fill_(1, missing, 0.0)
+    total = everything.sum(dim=1)
+    sums = torch.stack([total.log() + shift, *(block.logsumexp(dim=1) for block in near)])
+    with torch.enable_grad():
+        of_all, first, second = sums.requires_grad_()
+        share = (first - of_all).exp()
+        # rounding may put the sum over N1 above that over all
+        rest = -(first - of_all).clamp_max(_LEAST_REST).expm1()
+        other_share = ((second - of_all).exp() / rest).clamp_max(1.0)
+        loss = -(weight * ((share + _SHARE_EPSILON).log() + (other_share + _SHARE_EPSILON).log())).sum()
+        slopes = torch.autograd.grad(loss, sums)[0]
+    gradient = everything.mul_((slopes[0] / total)[:, None])
+    for ids, block, sum_, slope in zip((in_all, in_one), near, sums.detach()[1:], slopes[1:], strict=True):
+        gradient.scatter_add_(1, ids, slope[:, None] * (block - sum_[:, None]).exp())
+    return loss.detach(), gradient

@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid, normalize
 
 import recbole_guider.model.damrs as damrs_module
 from recbole_guider.errors import GuiderError
+from recbole_guider.model.damrs import _NeighbourLoss
 
 SETTINGS = {"knn_k": 4, "n_mm_layers": 2, "neighbour_weight": 0.1, "kl_weight": 0.5}
 
@@ -144,15 +145,41 @@ def test_padding_has_no_influence(toy: dict[str, Any]) -> None:
     assert_padding_has_no_influence(*built("DAMRS", toy, **SETTINGS))
 
 
-def test_a_view_of_few_items_has_few_neighbours(toy: dict[str, Any]) -> None:
-    model, train = built("DAMRS", toy, neighbours=100)
-    encoding = model.train().encode()
-    found = model._pseudo_neighbours(encoding.parts["views"].detach(), torch.arange(1, 9))
-    for (in_all, in_one), has in zip(found, model.has, strict=True):
-        assert in_all.shape == in_one.shape == (8, int(has.sum()) // 2)
-    loss = model.calculate_loss(next(iter(train)))
+def test_a_view_of_few_items_has_few_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    views = normalize(torch.randn(3, 9, 4, generator=generator, dtype=torch.float64), dim=2)
+    has = torch.zeros(3, 9, dtype=torch.bool)
+    has[0, 1:], has[1, 2:6], has[2, 3] = True, True, True
+    views = (views * has[..., None]).requires_grad_()
+    loss = _NeighbourLoss.apply(views, has, torch.tensor([1, 3, 7]), 100, 0.2)
     loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(model.item_embedding.weight.grad).all()
+    assert views.grad is not None and torch.isfinite(views.grad).all() and not views.grad[2].any()
+    # all of a view is in N1 or N2, so that the second term is 0, and N1 is half of it
+    shares = [(view[has_] @ view[has_].T).softmax(dim=1) for view, has_ in zip(views.detach()[:2], has, strict=False)]
+    places = [torch.nonzero(has_).squeeze(1).tolist() for has_ in has[:2]]
+    expected = torch.tensor(0.0, dtype=torch.float64)
+    for view, items in ((0, (1, 3, 7)), (1, (3,))):
+        for item in items:
+            joint = torch.zeros(9, dtype=torch.float64)
+            for other in (0, 1):
+                if has[other, item]:
+                    joint[has[other]] += shares[other][places[other].index(item)] * (1 + (other == view))
+            if has[2, item]:
+                joint[3] += 1.0
+            half = sorted(places[view], key=lambda k: -joint[k].item())[: len(places[view]) // 2]
+            weight = (views.detach()[view] @ views.detach()[view, item] / 0.2).exp()
+            expected -= (weight[half].sum() / weight[has[view]].sum()).log() / len(items) / 3
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_the_neighbours_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(damrs_module, "_BLOCK_ENTRIES", 60)
+    generator = torch.Generator().manual_seed(0)
+    has = torch.rand(3, 30, generator=generator) > 0.2
+    views = normalize(torch.randn(3, 30, 5, generator=generator, dtype=torch.float64), dim=2) * has[..., None]
+    items = torch.tensor([1, 4, 5, 9, 20, 29])
+    assert not has[:, items].all()
+    torch.autograd.gradcheck(lambda x: _NeighbourLoss.apply(x, has, items, 4, 0.3), views.requires_grad_())
 
 
 def test_low_temperatures_keep_the_loss_finite(toy: dict[str, Any]) -> None:
