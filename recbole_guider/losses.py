@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from recbole_guider.errors import GuiderError
 
-__all__ = ["DBPR_FORMS", "dbpr_loss", "l2_penalty", "soft_negative", "soft_negative_sum"]
+__all__ = ["DBPR_FORMS", "dbpr_loss", "l2_penalty", "observed_probability", "soft_negative", "soft_negative_sum"]
 
 DBPR_FORMS = ("pairwise", "softmax")
 # exp(-2 x) is still a normal float32 number.
@@ -38,6 +38,7 @@ def dbpr_loss(
     eta: float = 0.1,
     gamma: float = 0.0,
     negative_mask: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     r"""Bayesian personalised ranking with the clean probability p of every observed pair as its weight.
 
@@ -68,6 +69,7 @@ def dbpr_loss(
         gamma: weight >= 0 of the flipped term.
         negative_mask: bool, shape of ``negative``; False marks a negative not to use (a positive of the
             user). A pair with no usable negative adds 0 to the first and the last term.
+        weight: [B], what the first term of every pair is multiplied with besides p; None: 1.
 
     Returns:
         A scalar; the means run over the whole batch (B) and over the M true-false pairs. 0 if
@@ -96,19 +98,24 @@ def dbpr_loss(
             f"negative_mask must have the shape of negative, {tuple(negative.shape)}, "
             f"not {tuple(negative_mask.shape)}."
         )
+    if weight is not None and weight.shape != positive.shape:
+        raise GuiderError(
+            f"weight must have the shape of positive, {tuple(positive.shape)}, not {tuple(weight.shape)}."
+        )
     if negative.dim() == 1:
         negative = negative.unsqueeze(1)
         negative_mask = None if negative_mask is None else negative_mask.unsqueeze(1)
 
     p = (clean_probability if soft else clean_probability >= 0.5).to(positive.dtype)
+    weighted = p if weight is None else p * weight
     scale = 1.0 / temperature if form == "softmax" else 1.0
     positive, negative = positive * scale, negative * scale
 
     # -log sigmoid(x) = softplus(-x); the softmax term is the pairwise one against the negatives' log-sum-exp.
     if form == "softmax":
-        loss = _batch_mean(p * softplus(_log_sum_exp(negative, negative_mask) - positive))
+        loss = _batch_mean(weighted * softplus(_log_sum_exp(negative, negative_mask) - positive))
     else:
-        loss = _batch_mean(p * _mean_over(softplus(negative - positive[:, None]), negative_mask))
+        loss = _batch_mean(weighted * _mean_over(softplus(negative - positive[:, None]), negative_mask))
     if gamma > 0:
         flipped = _mean_over(softplus(positive[:, None] - negative), negative_mask)
         loss = loss + gamma * _batch_mean((1 - p) * flipped)
@@ -119,6 +126,34 @@ def dbpr_loss(
             )
         loss = loss + eta * _batch_mean(softplus((false - true) * scale))
     return loss
+
+
+@torch.no_grad()
+def observed_probability(
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    form: str = "softmax",
+    temperature: float = 0.2,
+    negative_mask: Tensor | None = None,
+) -> Tensor:
+    r"""How probable the scores find every observed pair, in the sense of :func:`dbpr_loss`; without gradients.
+
+    ``softmax``: ``exp(y_b) / (exp(y_b) + sum_j exp(y_bj))``, every score divided by tau; ``pairwise``: the mean over j
+    of ``sigmoid(y_b - y_bj)``.
+
+    Args:
+        positive, negative, form, temperature, negative_mask: as in :func:`dbpr_loss`.
+
+    Returns:
+        [B] in [0, 1], of the type of ``positive``; softmax: 1 where no negative is usable, pairwise: 0.
+    """
+    if negative.dim() == 1:
+        negative = negative.unsqueeze(1)
+        negative_mask = None if negative_mask is None else negative_mask.unsqueeze(1)
+    if form == "softmax":
+        return torch.sigmoid(positive / temperature - _log_sum_exp(negative / temperature, negative_mask))
+    return _mean_over(torch.sigmoid(positive[:, None] - negative), negative_mask)
 
 
 def soft_negative(

@@ -93,6 +93,9 @@ class DBPRSettings(Settings):
     soft: bool = Field(default=True, description="weigh by the clean probability; false: by 0 or 1")
     eta: NonNegative = Field(default=0.1, description="the weight of ranking true items above false ones")
     gamma: NonNegative = Field(default=0.0, description="the weight of ranking false items below the negatives")
+    robustness: UnitInterval = Field(
+        default=0.0, description="the power of its probability that an interaction weighs by; 0: all alike"
+    )
     own_as: OwnAs = Field(
         default="negative", description="what a user's own items among the negatives count as, softmax form"
     )

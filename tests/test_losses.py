@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_guider.errors import GuiderError
-from recbole_guider.losses import dbpr_loss, soft_negative, soft_negative_sum
+from recbole_guider.losses import dbpr_loss, observed_probability, soft_negative, soft_negative_sum
 
 FORMS = ["pairwise", "softmax"]
 
@@ -63,6 +63,46 @@ def test_is_the_loop(form, soft, masked, eta, gamma, dtype):
     expected = naive(*inputs, form, 0.3, soft, eta, gamma, mask)
     assert found.dtype == dtype and found.shape == ()
     assert found.item() == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_observed_probability_is_the_loop(form, masked):
+    positive, negative, _, _, _ = scores()
+    mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)) < 0.6 if masked else None
+    if mask is not None:
+        mask[2] = False
+    expected = []
+    for b in range(6):
+        usable = [negative[b, j].item() for j in range(4) if mask is None or mask[b, j]]
+        if form == "softmax":
+            y = math.exp(positive[b].item() / 0.3)
+            expected.append(y / (y + sum(math.exp(x / 0.3) for x in usable)))
+        else:
+            each = [1 / (1 + math.exp(x - positive[b].item())) for x in usable]
+            expected.append(sum(each) / max(len(each), 1))
+    found = observed_probability(
+        positive.requires_grad_(), negative, form=form, temperature=0.3, negative_mask=mask
+    )
+    assert found.tolist() == pytest.approx(expected, rel=1e-12) and not found.requires_grad
+    one = observed_probability(positive, negative[:, 0], form=form, temperature=0.3)
+    assert torch.equal(one, observed_probability(positive, negative[:, :1], form=form, temperature=0.3))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_weigh_what_they_are_given(form):
+    positive, negative, p, true, false = scores()
+    weight = torch.tensor([0.0, 2.0, 0.5, 1.0, 3.0, 0.1], dtype=torch.float64)
+
+    def loss(p, weight=None, **settings):
+        return dbpr_loss(positive, negative, p, true, false, form=form, weight=weight, **settings)
+
+    torch.testing.assert_close(loss(p, weight), loss(p * weight), rtol=1e-12, atol=0)
+    # of the first term only, and of the decision whether a pair counts nothing
+    flipped = loss(p, gamma=0.5) - loss(p)
+    torch.testing.assert_close(loss(p, weight, gamma=0.5) - loss(p, weight), flipped, rtol=1e-10, atol=0)
+    hard = (p >= 0.5).double()
+    torch.testing.assert_close(loss(p, weight, soft=False), loss(hard * weight), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
@@ -168,6 +208,7 @@ def test_empty_sets_add_nothing(form):
         ({"negative": torch.zeros(5, 2)}, "positive must be"),
         ({"clean_probability": torch.ones(5)}, "clean_probability"),
         ({"negative_mask": torch.ones(6, 3, dtype=torch.bool)}, "negative_mask"),
+        ({"weight": torch.ones(6, 1)}, "weight must have the shape"),
         ({"false": torch.zeros(2)}, "equally long"),
     ],
 )

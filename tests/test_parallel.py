@@ -57,7 +57,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, bool | None]]] = {
         {
             "model": "GUIDER_LightGCN",
             "guider": {
-                "dbpr": {"form": "pairwise", "gamma": 0.2, "eta": 0.5, "false_as": "negative"},
+                "dbpr": {"form": "pairwise", "gamma": 0.2, "eta": 0.5, "false_as": "negative", "robustness": 0.5},
                 "distillation": {"plan": "identity", "users": 20, "interval": 1},
                 "calibration": {"recalibrate_every": 2},
             },
@@ -75,7 +75,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, bool | None]]] = {
         {
             "model": "GUIDER_FREEDOM",
             "guider": {
-                "student_loss": "dbpr", "schedule": "pretrained", "dbpr": {"batch_size": 37, "eta": 0.5},
+                "student_loss": "dbpr", "schedule": "pretrained",
+                "dbpr": {"batch_size": 37, "eta": 0.5, "robustness": 0.5},
                 "distillation": {"balance": "min_norm", "plan": "batch"},
             },
         },

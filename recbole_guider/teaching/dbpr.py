@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from recbole_guider.calibration import CLEAN_PROBABILITY
-from recbole_guider.losses import dbpr_loss, soft_negative
+from recbole_guider.losses import dbpr_loss, observed_probability, soft_negative
 from recbole_guider.model.base import SeededGenerators
-from recbole_guider.parallel.batch import of_rows, whole_batch
+from recbole_guider.parallel.batch import of_rows, sum_of_parts, whole_batch
 from recbole_guider.profiles import Profiles
 from recbole_guider.settings import DBPRSettings
 from recbole_guider.teaching.scoring import Factors, Scoring
@@ -32,6 +32,12 @@ class DBPR(SeededGenerators):
     softmax over the catalogue, but that a row's own positive counts twice where it is drawn. In the ``pairwise`` form
     every row has one negative of its own. Otherwise than with ``own_as: negative``, what a user interacted with is none
     of the user's negatives (with ``false_as: negative`` this holds for true interactions only).
+
+    With q = ``robustness`` above 0 the first term of a row weighs ``pi_b^q / mean over the batch of pi^q``, held fixed,
+    pi being the probability that the model itself gives the row (:func:`~recbole_guider.losses.observed_probability`):
+    what a model finds improbable teaches it less. But for the division, which keeps the balance with the other losses,
+    it is the gradient of generalised cross-entropy ``(1 - pi^q) / q`` (Zhang and Sabuncu, NeurIPS 2018), and R-CE's
+    weight (Wang et al., WSDM 2021) on the softmax loss.
 
     Args:
         settings: ``guider.dbpr``.
@@ -177,7 +183,20 @@ class DBPR(SeededGenerators):
             eta=settings.eta,
             gamma=settings.gamma,
             negative_mask=usable,
+            weight=self._robust_weight(interaction, positive, negative, usable) if settings.robustness else None,
         )
+
+    def _robust_weight(
+        self, interaction: Interaction, positive: Tensor, negative: Tensor, usable: Tensor | None
+    ) -> Tensor:
+        """The probability of every row to the power ``robustness``, over its mean in the whole batch; ``[B]``."""
+        settings = self.settings
+        weight = observed_probability(
+            positive, negative, form=settings.form, temperature=settings.temperature, negative_mask=usable
+        )
+        weight = weight**settings.robustness
+        (mean,) = sum_of_parts([weight.mean()], interaction)
+        return weight / mean.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -223,11 +223,11 @@ def test_membership_and_drawing_against_sets() -> None:
 
 @pytest.mark.parametrize("form", ["softmax", "pairwise"])
 @pytest.mark.parametrize(("own_as", "false_as"), [("ignore", "ignore"), ("ignore", "negative"), ("negative", "ignore")])
-@pytest.mark.parametrize("gamma", [0.0, 0.3])
+@pytest.mark.parametrize(("gamma", "robustness"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5), (0.3, 0.5)])
 def test_the_teachers_loss_against_a_loop(
-    form: str, own_as: str, false_as: str, gamma: float, toy: dict[str, Any]
+    form: str, own_as: str, false_as: str, gamma: float, robustness: float, toy: dict[str, Any]
 ) -> None:
-    choices = {"own_as": own_as, "false_as": false_as}
+    choices = {"own_as": own_as, "false_as": false_as, "robustness": robustness}
     block = {"dbpr": {"form": form, "eta": 0.0, "gamma": gamma, "negatives": 16, **choices}}
     model, _, train = built("GUIDER_FREEDOM", toy, guider=block)
     dataset = train.dataset
@@ -263,8 +263,15 @@ def test_the_teachers_loss_against_a_loop(
         [(int(user), int(item)) not in excluded for item in row]
         for user, row in zip(batch["user_id"], sampled, strict=True)
     ])
+    tau = 0.2 if form == "softmax" else 1.0
+    odds = ((positive / tau).exp()[:, None] / (negative / tau).exp()).masked_fill(~usable, torch.inf)
+    probability = 1 / (1 + (1 / odds).sum(dim=1))  # one negative in the pairwise form
+    if form == "pairwise":
+        probability = probability * usable.any(dim=1)
+    weight = probability**robustness
     expected = dbpr_loss(
-        positive, negative, batch[CLEAN_PROBABILITY].double(), form=form, eta=0.0, gamma=gamma, negative_mask=usable
+        positive, negative, batch[CLEAN_PROBABILITY].double(), form=form, eta=0.0, gamma=gamma, negative_mask=usable,
+        weight=weight / weight.mean(),
     )
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
 
