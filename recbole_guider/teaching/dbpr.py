@@ -195,7 +195,8 @@ class DBPR(SeededGenerators):
             positive, negative, form=settings.form, temperature=settings.temperature, negative_mask=usable
         )
         weight = weight**settings.robustness
-        (mean,) = sum_of_parts([weight.mean()], interaction)
+        # a part of a batch may have no rows
+        (mean,) = sum_of_parts([weight.sum() / max(len(weight), 1)], interaction)
         return weight / mean.clamp_min(torch.finfo(weight.dtype).tiny)
 
 
