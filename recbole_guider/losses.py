@@ -78,9 +78,7 @@ def dbpr_loss(
     Raises:
         GuiderError: if the form is unknown, a parameter is out of range or shapes do not fit.
     """
-    if form not in DBPR_FORMS:
-        raise GuiderError(f"form must be one of {', '.join(DBPR_FORMS)}, not {form!r}.")
-    _check_temperature(temperature)
+    _check_form(form, temperature)
     if eta < 0 or gamma < 0:
         raise GuiderError(f"eta and gamma must be 0 or more, not {eta} and {gamma}.")
     if positive.dim() != 1 or negative.dim() not in (1, 2) or negative.shape[0] != positive.shape[0]:
@@ -102,9 +100,7 @@ def dbpr_loss(
         raise GuiderError(
             f"weight must have the shape of positive, {tuple(positive.shape)}, not {tuple(weight.shape)}."
         )
-    if negative.dim() == 1:
-        negative = negative.unsqueeze(1)
-        negative_mask = None if negative_mask is None else negative_mask.unsqueeze(1)
+    negative, negative_mask = _in_columns(negative, negative_mask)
 
     p = (clean_probability if soft else clean_probability >= 0.5).to(positive.dtype)
     weighted = p if weight is None else p * weight
@@ -147,10 +143,12 @@ def observed_probability(
 
     Returns:
         [B] in [0, 1], of the type of ``positive``; softmax: 1 where no negative is usable, pairwise: 0.
+
+    Raises:
+        GuiderError: if the form is unknown or the temperature is not above 0.
     """
-    if negative.dim() == 1:
-        negative = negative.unsqueeze(1)
-        negative_mask = None if negative_mask is None else negative_mask.unsqueeze(1)
+    _check_form(form, temperature)
+    negative, negative_mask = _in_columns(negative, negative_mask)
     if form == "softmax":
         return torch.sigmoid(positive / temperature - _log_sum_exp(negative / temperature, negative_mask))
     return _mean_over(torch.sigmoid(positive[:, None] - negative), negative_mask)
@@ -262,6 +260,19 @@ class _SoftNegativeSum(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
         )
         return of_users, of_items, None, None
+
+
+def _check_form(form: str, temperature: float) -> None:
+    if form not in DBPR_FORMS:
+        raise GuiderError(f"form must be one of {', '.join(DBPR_FORMS)}, not {form!r}.")
+    _check_temperature(temperature)
+
+
+def _in_columns(negative: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Scores of negatives and their mask as [B, N], one negative for each row being a column."""
+    if negative.dim() != 1:
+        return negative, mask
+    return negative.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
 
 
 def _check_temperature(temperature: float) -> None:

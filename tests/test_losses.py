@@ -87,6 +87,9 @@ def test_observed_probability_is_the_loop(form, masked):
     assert found.tolist() == pytest.approx(expected, rel=1e-12) and not found.requires_grad
     one = observed_probability(positive, negative[:, 0], form=form, temperature=0.3)
     assert torch.equal(one, observed_probability(positive, negative[:, :1], form=form, temperature=0.3))
+    for change, words in (({"form": "listwise"}, "form must be one of"), ({"temperature": 0.0}, "temperature must be")):
+        with pytest.raises(GuiderError, match=words):
+            observed_probability(positive, negative, **{"form": form, **change})
 
 
 @pytest.mark.parametrize("form", FORMS)
