@@ -173,13 +173,13 @@ def test_a_view_of_few_items_has_few_neighbours() -> None:
 
 
 def test_the_gradient_of_the_neighbours_term(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(damrs_module, "_BLOCK_ENTRIES", 60)
+    monkeypatch.setattr(damrs_module, "_BLOCK_ENTRIES", 45)
     generator = torch.Generator().manual_seed(0)
-    has = torch.rand(3, 30, generator=generator) > 0.2
-    views = normalize(torch.randn(3, 30, 5, generator=generator, dtype=torch.float64), dim=2) * has[..., None]
-    items = torch.tensor([1, 4, 5, 9, 20, 29])
+    has = torch.rand(3, 15, generator=generator) > 0.2
+    views = normalize(torch.randn(3, 15, 3, generator=generator, dtype=torch.float64), dim=2) * has[..., None]
+    items = torch.tensor([1, 4, 5, 9, 14])
     assert not has[:, items].all()
-    torch.autograd.gradcheck(lambda x: _NeighbourLoss.apply(x, has, items, 4, 0.3), views.requires_grad_())
+    torch.autograd.gradcheck(lambda x: _NeighbourLoss.apply(x, has, items, 3, 0.3), views.requires_grad_())
 
 
 def test_low_temperatures_keep_the_loss_finite(toy: dict[str, Any]) -> None:
