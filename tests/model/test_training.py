@@ -30,6 +30,8 @@ DRAWING: dict[str, dict[str, Any]] = {
 }
 #: models whose loss of a batch is a sum over its rows
 SUMS = ("LayerGCN", "DGCN")
+#: models that rank well after an epoch
+QUICK_TO_LEARN = ("LayerGCN", "MMGCF", "DRAGON", "LGMRec", "SMORE", "PGL")
 #: small runs on ml-100k
 SMALL: dict[str, Any] = {
     "epochs": 1, "embedding_size": 16, "feat_embed_dim": 16, "latent_embedding": 16, "latent_size": 32,
@@ -45,7 +47,7 @@ SMALL: dict[str, Any] = {
 # DAMRS weighs its rows by what it has learned so far: its loss rises at first, and falls in the test of planted tastes
 @pytest.mark.parametrize("model", [model for model in TRAINED if model != "DAMRS"])
 def test_an_epoch_on_ml_100k_lowers_the_loss(model: str) -> None:
-    trainer, train, _, _ = _prepare(GuiderConfig(model, "ml-100k", config_dict=SMALL, command_line=[]))
+    trainer, train, _, test = _prepare(GuiderConfig(model, "ml-100k", config_dict=SMALL, command_line=[]))
     losses = []
     calculate_loss = trainer.model.calculate_loss
 
@@ -58,13 +60,15 @@ def test_an_epoch_on_ml_100k_lowers_the_loss(model: str) -> None:
     assert len(losses) == len(train) > 15
     assert np.isfinite(losses).all()
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.02
+    if model in QUICK_TO_LEARN:
+        # a random ranking of some 1,600 items would recall .006
+        assert trainer.evaluate(test, load_best_model=False)["recall@10"] > 0.03
 
 
-@pytest.mark.parametrize("model", ["ItemKNNCBF", "LayerGCN", "MMGCF", "DRAGON", "LGMRec", "SMORE", "PGL", "DAMRS"])
-def test_an_epoch_on_ml_100k_ranks_better_than_chance(model: str) -> None:
+@pytest.mark.parametrize(("model", "least"), [("ItemKNNCBF", 0.01), ("DAMRS", 0.03)])
+def test_an_epoch_on_ml_100k_ranks_better_than_chance(model: str, least: float) -> None:
     result = run_recbole_guider(model, "ml-100k", config_dict=SMALL, saved=False)
-    # a random ranking of some 1,600 items would recall .006
-    assert result["test_result"]["recall@10"] > (0.01 if model == "ItemKNNCBF" else 0.03)
+    assert result["test_result"]["recall@10"] > least
 
 
 @pytest.mark.parametrize("model", ["LayerGCN", "DGCN", "MMGCF", "DRAGON", "LGMRec", "SMORE", "PGL", "DAMRS"])
