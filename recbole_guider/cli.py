@@ -67,6 +67,19 @@ def run_script(argv: Sequence[str] | None = None) -> int:
     return _guarded(command, *parser.parse_known_args(argv))
 
 
+def _name(text: str) -> str:
+    """The name of a model or a data set; an unset variable of a shell is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a name, or leave the option out for the default")
+    return text
+
+
+def _add_name(parser: argparse.ArgumentParser, option: str, what: str, default: str) -> None:
+    parser.add_argument(
+        f"--{option}", f"-{option[0]}", type=_name, default=None, help=f"name of the {what} (default: {default})"
+    )
+
+
 def _require_values(settings: Sequence[str]) -> None:
     """Refuse what is not of the form --key=value: RecBole would leave it out of the run, and only warn."""
     for argument in settings:
@@ -95,8 +108,8 @@ def _guarded(command: Command, arguments: argparse.Namespace, rest: list[str]) -
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """RecBole's own flags, with this package's defaults."""
-    parser.add_argument("--model", "-m", default=None, help=f"name of the model (default: {DEFAULT_MODEL})")
-    parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
+    _add_name(parser, "model", "model", DEFAULT_MODEL)
+    _add_name(parser, "dataset", "data set", DEFAULT_DATASET)
     parser.add_argument("--config_files", action="append", help=_FILES_HELP)
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines (default: nproc)")
@@ -124,8 +137,8 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _add_tune_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", "-m", default=None, help=f"name of the model (default: {DEFAULT_MODEL})")
-    parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
+    _add_name(parser, "model", "model", DEFAULT_MODEL)
+    _add_name(parser, "dataset", "data set", DEFAULT_DATASET)
     parser.add_argument("--config_files", action="append", help=_FILES_HELP)
     parser.add_argument("--epochs", type=int, help="epochs of a full training (default: the model's setting)")
     parser.add_argument("--out", required=True, help="the folder to write the sweep into")
@@ -211,7 +224,7 @@ def _models(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _add_noise_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", "-d", default=None, help=f"name of the data set (default: {DEFAULT_DATASET})")
+    _add_name(parser, "dataset", "data set", DEFAULT_DATASET)
     parser.add_argument("--config_files", action="append", help=_FILES_HELP)
     parser.add_argument("--to", required=True, help="the folder to write <name>/ and <name>.yaml into")
     parser.add_argument("--name", help="the noisy copy's name (default: <dataset>-noisy)")

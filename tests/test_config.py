@@ -516,6 +516,16 @@ def test_the_command_takes_nothing_that_would_not_be_used(capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["run", "--model="], ["run", "-d", ""], ["tune", "--out=sweep", "-m", " "], ["noise", "--dataset="]]
+)
+def test_an_empty_name_is_no_name(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "is empty; give a name, or leave the option out for the default" in capsys.readouterr().err
+
+
 def test_homes_of_nobody_are_named(tmp_path):
     with pytest.raises(GuiderError, match=r"~nosuchuser/x: there is no user of that name"):
         user_path("~nosuchuser/x")
