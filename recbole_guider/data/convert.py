@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
+from itertools import islice
 from logging import getLogger
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def _read_csv(source: Path) -> _Source:
         wrong = frame.index[~frame["split"].isin(SPLITS)]
         if len(wrong):
             raise GuiderError(
-                f"{path}, line {wrong[0] + 2}: split {frame['split'].iloc[wrong[0]]!r} is unknown; "
+                f"{_place(path, wrong[0])}: split {frame['split'].iloc[wrong[0]]!r} is unknown; "
                 f"allowed: {', '.join(SPLITS)}."
             )
         split = frame["split"].to_numpy(dtype=str)
@@ -118,7 +119,7 @@ def _read_mmrec(source: Path) -> _Source:
     wrong = frame.index[~frame["split"].isin(labels)]
     if len(wrong):
         raise GuiderError(
-            f"{path}, line {wrong[0] + 2}: x_label {frame['split'].iloc[wrong[0]]!r} is unknown; "
+            f"{_place(path, wrong[0])}: x_label {frame['split'].iloc[wrong[0]]!r} is unknown; "
             f"allowed: 0 (train), 1 (valid), 2 (test)."
         )
     return _Source(_interactions(frame, path), _check_split(frame["split"].map(labels).to_numpy(dtype=str), path))
@@ -144,12 +145,19 @@ def _read_table(path: Path, separator: str, required: dict[str, str]) -> pd.Data
     return frame
 
 
+def _place(path: Path, row: int) -> str:
+    """The file and the line, from 1, of a row of its table, from 0; blank lines are no rows."""
+    with path.open(encoding="utf-8") as file:
+        filled = (number for number, line in enumerate(file, start=1) if line.strip(" \r\n"))
+        return f"{path}, line {next(islice(filled, row + 1, None))}"
+
+
 def _interactions(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     for column in ("user_id", "item_id"):
         wrong = frame.index[frame[column].isin(_READ_AS_MISSING) | frame[column].str.contains("[\t\n\r]", regex=True)]
         if len(wrong):
             raise GuiderError(
-                f"{path}, line {wrong[0] + 2}: {column} {str(frame[column].iloc[wrong[0]])!r} cannot be a token; "
+                f"{_place(path, wrong[0])}: {column} {str(frame[column].iloc[wrong[0]])!r} cannot be a token; "
                 f"it must not be empty, contain a tab or a line break, or be a word for a missing value."
             )
     kept = ["user_id", "item_id"]
@@ -159,7 +167,7 @@ def _interactions(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
             wrong = frame.index[~np.isfinite(numbers)]
             if len(wrong):
                 raise GuiderError(
-                    f"{path}, line {wrong[0] + 2}: {column} {frame[column].iloc[wrong[0]]!r} is not a finite number."
+                    f"{_place(path, wrong[0])}: {column} {frame[column].iloc[wrong[0]]!r} is not a finite number."
                 )
             kept.append(column)
     dropped = [column for column in frame.columns if column not in (*kept, "split")]

@@ -220,6 +220,9 @@ MISTAKES = {
     "token": (lambda s: rewrite(s, "timestamp\n", "timestamp\n,3,train,1,1\n"), "line 2: user_id '' cannot be a token"),
     "missing word": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,NA,train,1,1\n"), "'NA' cannot be a token"),
     "number": (lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,x,1\n"), "line 2: rating 'x' is not a finite"),
+    "after blank lines": (
+        lambda s: rewrite(s, "timestamp\n", "timestamp\n\n  \n1,3,train,x,1\n"), "line 4: rating 'x' is not a finite"
+    ),
     "infinite": (
         lambda s: rewrite(s, "timestamp\n", "timestamp\n1,3,train,inf,1\n"), "line 2: rating 'inf' is not a finite"
     ),
