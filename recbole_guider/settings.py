@@ -58,6 +58,10 @@ class CalibrationSettings(Settings):
     noise_rate: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = Field(
         default=None, description="the share of noise; null: estimated"
     )
+    noise_by: Literal["popularity", "none"] = Field(
+        default="popularity",
+        description="whether pairs of rare and of popular items have shares of noise of their own (decision: lfdr)",
+    )
     min_profile: Annotated[int, Field(ge=2)] = Field(default=3, description="users with fewer items give no evidence")
     anchors: Annotated[int, Field(ge=2)] = Field(default=512, description="the number of anchor items")
     behaviour: bool = Field(default=True, description="whether co-occurrence is one more modality")

@@ -376,6 +376,68 @@ def test_degrees_are_no_evidence():
         assert max(rates) - min(rates) < 0.15
 
 
+def test_groups_by_popularity_have_shares_of_noise_of_their_own():
+    rng = np.random.default_rng(0)
+    shares = np.array([0.05, 0.1, 0.1, 0.1, 0.3])  # of the pairs of rare, ..., popular items
+    popularity = np.repeat([1, 4, 7, 20, 90], 4000) + rng.integers(3, size=20_000)
+    noise = rng.random(20_000) < shares[np.repeat(np.arange(5), 4000)]
+    # evidence of noise is uniform, clean pairs are all above 0.8; half as many null pairs
+    ratio = np.where(noise, rng.random(20_000), rng.uniform(0.8, 3.0, size=20_000))
+    null_popularity, null_ratio = popularity[::2], rng.random(10_000)
+    found = decision.NoiseByPopularity.estimate(ratio, popularity, null_ratio, null_popularity)
+    for group, share in enumerate(shares):
+        low, high = (popularity[4000 * group : 4000 * (group + 1)].min(), popularity[4000 * group :][:4000].max())
+        assert np.ptp(found(np.array([low, high]))) == 0  # one group, whatever the popularity in it
+        of_group = (low <= popularity) & (popularity <= high)
+        null = np.sort(null_ratio[(low <= null_popularity) & (null_popularity <= high)])
+        least = null[int(0.7 * (len(null) - 1))]
+        weak = np.mean(ratio[of_group] <= least) / np.mean(null <= least)
+        everywhere = noise.mean()
+        assert found(np.array([low]))[0] == pytest.approx(weak / everywhere, rel=0.05)
+        assert found(np.array([low]))[0] == pytest.approx(share / shares.mean(), rel=0.2)
+    assert np.mean(found(popularity)) == pytest.approx(1.0)
+    # beyond what was seen: the group at that end
+    assert found(np.array([0, 10**6])) == pytest.approx(found.factor[[0, -1]])
+
+
+def test_few_pairs_or_equal_popularity_are_one_group():
+    rng = np.random.default_rng(0)
+    estimate = decision.NoiseByPopularity.estimate
+    few, many = rng.random(1999), rng.random(8000)
+    degree = rng.integers(1, 50, size=8000)
+    for found in (
+        estimate(few, degree[:1999], many, degree),
+        estimate(many, degree, few, degree[:1999]),
+        estimate(np.zeros(0), degree[:0], np.zeros(0), degree[:0]),
+        estimate(many, np.full(8000, 3), many, np.full(8000, 3)),
+        estimate(many, np.arange(8000), many, np.zeros(8000, dtype=np.int64)),  # no null pair has a popular item
+    ):
+        assert found(np.array([0, 3, 10_000])) == pytest.approx(np.ones(3))
+
+
+def test_fewer_pairs_of_rare_items_are_called_noise_where_they_hold_less_of_it():
+    users, items, features, n_users, n_items = world(500, 300, sharpness=0.97, sizes=(4, 25))
+    noisy_users, noisy_items, noise = inject(users, items, n_users, n_items, 0.4, 5)
+    degree = np.bincount(items, minlength=n_items)
+    popular = degree >= np.median(degree[items])  # noise falls on popular items alone
+    kept = ~noise | popular[noisy_items]
+    noisy_users, noisy_items, noise = noisy_users[kept], noisy_items[kept], noise[kept]
+    rare = ~popular[noisy_items]
+    doubted = {}
+    for noise_by in ("popularity", "none"):
+        result = run(noisy_users, noisy_items, features, n_users, n_items, noise_by=noise_by)
+        p = result.clean_probability
+        doubted[noise_by] = (1 - p[rare]).mean() / (1 - p).mean()
+        assert auroc(p[~noise], p[noise]) > 0.85
+    assert doubted["popularity"] < 0.85 * doubted["none"]
+    # where popularity is evidence it has its say there
+    both = [
+        run(noisy_users, noisy_items, features, n_users, n_items, popularity=True, noise_by=noise_by)
+        for noise_by in ("popularity", "none")
+    ]
+    np.testing.assert_array_equal(both[0].clean_probability, both[1].clean_probability)
+
+
 @pytest.mark.parametrize("decision_name", ["lfdr", "quantile", "zscore"])
 def test_probabilities_never_fall_as_a_similarity_rises(decision_name):
     users, items, features, n_users, n_items = world(sizes=(3, 30))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -17,6 +19,11 @@ COUNTED_SHARE = 0.05
 COUNTED_PAIRS = 100
 #: f/f0 at this quantile of the null pairs is the cautious noise share that probabilities are computed with.
 CAUTIOUS_QUANTILE = 0.1
+#: Groups of about equal size by popularity whose shares of noise are compared, each with at least so many pairs.
+POPULARITY_GROUPS = 5
+GROUP_PAIRS = 1000
+#: The null pairs of a group, those of the weaker evidence, that its observed pairs are compared with.
+GROUP_SHARE = 0.7
 #: Bins of equal size over the profile sizes for zscore.
 ZSCORE_BINS = 10
 _LEAST_ROWS = 50
@@ -145,7 +152,64 @@ def cautious_noise_rate(null_ratio: FloatArray) -> float:
     return float(np.clip(np.quantile(null_ratio, CAUTIOUS_QUANTILE), 0.0, 1.0)) if len(null_ratio) else 0.0
 
 
-def local_clean_probability(ratio: FloatArray, noise_rate: float) -> FloatArray:
+@dataclass(frozen=True)
+class NoiseByPopularity:
+    """How much more, or less, of the pairs of rare or of popular items is noise than of all pairs.
+
+    The local false discovery rate of grouped hypotheses has a pi0 for each group (Efron, Simultaneous inference: When
+    should hypothesis testing problems be combined?, Annals of Applied Statistics 2008; Cai and Sun, JASA 2009): what
+    looks like a null pair is noise less often where few pairs do. With t_g the quantile ``GROUP_SHARE`` of f/f0 among
+    the null pairs of group g,
+
+        b_g = P_g(f/f0 <= t_g) / P0_g(f/f0 <= t_g),    pi0_g = pi0 b_g / sum over g of P(g) b_g.
+
+    b_g counts clean pairs of weak evidence along with the noise (Storey's estimate, JRSS B 2002, with a large lambda).
+    They are many, and so draw the groups together: a group is not called noise because its clean pairs are hard to
+    recognise. Popularity decides nothing about one pair of a group against another.
+
+    Attributes:
+        edges: int64 [groups - 1], the popularities at which groups begin, rising.
+        factor: float64 [groups], pi0_g / pi0.
+    """
+
+    edges: IntArray
+    factor: FloatArray
+
+    @classmethod
+    def estimate(
+        cls, ratio: FloatArray, popularity: IntArray, null_ratio: FloatArray, null_popularity: IntArray
+    ) -> NoiseByPopularity:
+        """Compare the groups.
+
+        Args:
+            ratio: f/f0 of the observed pairs, float [n]; null_ratio: of the null pairs, float [m].
+            popularity: int [n], the users of each pair's item, itself counted; null_popularity: int [m], the same, as
+                if the null pair had been observed.
+        """
+        one_group = cls(np.zeros(0, dtype=np.int64), np.ones(1))
+        groups = min(POPULARITY_GROUPS, len(ratio) // GROUP_PAIRS, len(null_ratio) // GROUP_PAIRS)
+        if groups < 2:
+            return one_group
+        quantiles = np.quantile(popularity, np.linspace(0, 1, groups + 1)[1:-1])
+        edges = np.unique(np.ceil(quantiles)).astype(np.int64)
+        group, null_group = (np.searchsorted(edges, degree, side="right") for degree in (popularity, null_popularity))
+        count, null_count = (np.bincount(of, minlength=len(edges) + 1) for of in (group, null_group))
+        if min(count.min(), null_count.min()) < GROUP_PAIRS / 2:  # equal degrees are never split
+            return one_group
+        weak = np.empty(len(count))
+        for g in range(len(count)):
+            null = null_ratio[null_group == g]
+            least = np.quantile(null, GROUP_SHARE)
+            weak[g] = np.mean(ratio[group == g] <= least) / np.mean(null <= least)
+        overall = np.average(weak, weights=count)
+        return cls(edges, weak / overall if overall > 0 else np.ones(len(weak)))
+
+    def __call__(self, popularity: IntArray) -> FloatArray:
+        """pi0_g / pi0 of pairs whose items have these many users; float64, the shape of ``popularity``."""
+        return self.factor[np.searchsorted(self.edges, popularity, side="right")]
+
+
+def local_clean_probability(ratio: FloatArray, noise_rate: float | FloatArray) -> FloatArray:
     """1 - min(1, pi0 f0/f), the complement of the local false discovery rate."""
     return 1.0 - np.minimum(1.0, noise_rate / ratio)
 

@@ -64,6 +64,7 @@ class Judge:
             where all pairs look alike and nobody says how many of them are noise.
         noise_rate: pi0, estimated or as given.
         doubt: the pi0 that probabilities are computed with, ``noise_rate`` or, where ``lfdr`` estimates it, more.
+        by_popularity: how ``doubt`` differs with the popularity of items; None: not at all.
     """
 
     evidence: Evidence
@@ -73,6 +74,7 @@ class Judge:
     rule: Rule
     noise_rate: float
     doubt: float
+    by_popularity: decision.NoiseByPopularity | None = None
 
     def ratio(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
         """f/f0 of candidates, observed or null, where that is the rule; float64 [len(candidates)].
@@ -96,7 +98,10 @@ class Judge:
         if isinstance(self.rule, decision.CrossFitted):
             of_judged = {name: part[judged] for name, part in parts.items()}
             ratio = self._ratio(profiles, observed.take(judged), score[judged], of_judged)
-            probability[judged] = decision.local_clean_probability(ratio, self.doubt)
+            doubt: float | FloatArray = self.doubt
+            if self.by_popularity is not None:
+                doubt = doubt * self.by_popularity(self.item_degree[profiles.items[judged]])
+            probability[judged] = decision.local_clean_probability(ratio, doubt)
         elif isinstance(self.rule, decision.ZScore):
             probability[judged] = self.rule.probability(score[judged], profiles.size[profiles.users[judged]])
         elif self.rule is not None:

@@ -253,18 +253,35 @@ def learn(
             )
         judge = Judge(evidence, settings, weights, counts.item_degree, None, 0.0, 0.0)
         return Lesson(judge, sample, parts, nulls, null_score, null_parts)
-    rule, noise_rate, doubt, counted = _decide(
+    found = _decide(
         sample, judged, nulls, (score, parts), (null_score, null_parts), counts.item_degree, settings, decision_rng
     )
-    judge = Judge(evidence, settings, weights, counts.item_degree, rule, noise_rate, doubt)
-    if counted is not None:
+    judge = Judge(
+        evidence, settings, weights, counts.item_degree, found.rule, found.noise_rate, found.doubt, found.by_popularity
+    )
+    if found.counted is not None:
         # exact counts are those of all users
         log, users = (sample, None) if exact is None or sample is profiles else (profiles, sampled.users(profiles.keys))
         diluted = count_diluted(judge, log, users, nulls, dilution_rng)
-        noise_rate = decision.undiluted_noise_rate(counted, diluted.noise_rate, diluted.share)
+        noise_rate = decision.undiluted_noise_rate(found.counted, diluted.noise_rate, diluted.share)
         # both are too high where clean pairs look like noise
-        judge = replace(judge, noise_rate=min(noise_rate, doubt))
+        judge = replace(judge, noise_rate=min(noise_rate, found.doubt))
     return Lesson(judge, sample, parts, nulls, null_score, null_parts)
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """How scores become probabilities: what :class:`Judge` has of the same names, and the count of noise.
+
+    Attributes:
+        counted: among the judged pairs, where ``lfdr`` estimates the share of noise; None elsewhere.
+    """
+
+    rule: Rule
+    noise_rate: float
+    doubt: float
+    counted: float | None = None
+    by_popularity: decision.NoiseByPopularity | None = None
 
 
 def _decide(
@@ -276,9 +293,8 @@ def _decide(
     item_degree: IntArray,
     settings: CalibrationSettings,
     rng: np.random.Generator,
-) -> tuple[Rule, float, float, float | None]:
-    """How scores become probabilities: (rule, noise rate, doubt) of :class:`Judge`, and the count of noise among
-    ``judged`` pairs where ``lfdr`` estimates it.
+) -> _Decision:
+    """How scores become probabilities.
 
     Args:
         observed, null: scores and evidence of the pairs of ``sample`` and of ``nulls``.
@@ -286,9 +302,7 @@ def _decide(
     """
     (score, parts), (null_score, null_parts) = observed, null
     size = sample.size[sample.users]
-    rule: Rule
-    given, counted = settings.noise_rate, None
-    noise_rate = doubt = 0.0 if given is None else given
+    given = settings.noise_rate
     if settings.decision == "lfdr":
         degree, null_degree = item_degree[sample.items] - 1, item_degree[nulls.items]
         columns, monotone = classifier_columns(score, parts, size, degree, settings)
@@ -296,14 +310,16 @@ def _decide(
         keys = sample.keys[sample.users]
         null_keys = keys[nulls.pair]
         rule = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, rng)
-        if given is None:
-            null_ratio = rule.ratio(null_columns, null_keys)
-            doubt = decision.cautious_noise_rate(null_ratio)
-            counted = decision.counted_noise_rate(rule.ratio(columns[judged], keys[judged]), null_ratio)
-    else:
-        if given is None:
-            noise_rate = doubt = decision.storey_noise_rate(score[judged], null_score)
-        rule = np.sort(score[judged])
-        if settings.decision == "zscore":
-            rule = decision.ZScore(score[judged], size[judged], null_score, size[nulls.pair], noise_rate)
-    return rule, noise_rate, doubt, counted
+        ratio, null_ratio = rule.ratio(columns[judged], keys[judged]), rule.ratio(null_columns, null_keys)
+        by_popularity = None
+        if settings.noise_by == "popularity" and not settings.popularity:  # which is evidence already
+            by_popularity = decision.NoiseByPopularity.estimate(ratio, degree[judged] + 1, null_ratio, null_degree + 1)
+        if given is not None:
+            return _Decision(rule, given, given, None, by_popularity)
+        counted = decision.counted_noise_rate(ratio, null_ratio)
+        return _Decision(rule, 0.0, decision.cautious_noise_rate(null_ratio), counted, by_popularity)
+    noise_rate = decision.storey_noise_rate(score[judged], null_score) if given is None else given
+    if settings.decision == "zscore":
+        z_score = decision.ZScore(score[judged], size[judged], null_score, size[nulls.pair], noise_rate)
+        return _Decision(z_score, noise_rate, noise_rate)
+    return _Decision(np.sort(score[judged]), noise_rate, noise_rate)
