@@ -163,7 +163,7 @@ class NoiseByPopularity:
 
         b_g = P_g(f/f0 <= t_g) / P0_g(f/f0 <= t_g),    pi0_g = pi0 b_g / sum over g of P(g) b_g.
 
-    b_g counts clean pairs of weak evidence along with the noise (Storey's estimate, JRSS B 2002, with a large lambda).
+    b_g counts clean pairs of weak evidence along with the noise (Storey's estimate, JRSS B 2002, with lambda .3).
     They are many, and so draw the groups together: a group is not called noise because its clean pairs are hard to
     recognise. Popularity decides nothing about one pair of a group against another.
 
