@@ -135,6 +135,7 @@ def test_a_log_beyond_the_samples_gives_the_result_of_memory(log, features, tmp_
     # The samples that a large log is learned from, made small enough for this one to be large.
     monkeypatch.setattr("recbole_guider.amsc.lesson.SAMPLE", 1600)
     monkeypatch.setattr("recbole_guider.amsc.lesson.LEARN_PAIRS", 1200)
+    monkeypatch.setattr("recbole_guider.amsc.decision.GROUP_PAIRS", 100)
     folder = write(log, tmp_path / "log", 3)
     result = calibrate_parquet(folder, features, tmp_path / "out", seed=3, buckets=5)
     expected = in_memory(log, features)
@@ -143,6 +144,8 @@ def test_a_log_beyond_the_samples_gives_the_result_of_memory(log, features, tmp_
     users = log["user"].to_numpy()[expected.null_pair]
     assert not own & set(zip(users, expected.null_item, strict=True))
     assert_same(result.out, expected)
+    # shares of noise by popularity are at work in it
+    assert np.abs(expected.clean_probability - in_memory(log, features, noise_by="none").clean_probability).max() > 0.01
 
 
 def test_ids_of_integers_lead_to_rows(log, features, tmp_path):
