@@ -23,7 +23,7 @@ CAUTIOUS_QUANTILE = 0.1
 POPULARITY_GROUPS = 5
 GROUP_PAIRS = 1000
 #: The null pairs of a group, those of the weaker evidence, that its observed pairs are compared with.
-GROUP_SHARE = 0.7
+GROUP_SHARE = 0.65
 #: Bins of equal size over the profile sizes for zscore.
 ZSCORE_BINS = 10
 _LEAST_ROWS = 50
@@ -161,15 +161,16 @@ class NoiseByPopularity:
     looks like a null pair is noise less often where few pairs do. With t_g the quantile ``GROUP_SHARE`` of f/f0 among
     the null pairs of group g,
 
-        b_g = P_g(f/f0 <= t_g) / P0_g(f/f0 <= t_g),    pi0_g = pi0 b_g / sum over g of P(g) b_g.
+        b_g = P_g(f/f0 <= t_g) / P0_g(f/f0 <= t_g),
 
-    b_g counts clean pairs of weak evidence along with the noise (Storey's estimate, JRSS B 2002, with lambda .3).
+    and the odds that a pair of the group is noise are those by the pi0 of all pairs times b_g / sum over g of P(g) b_g.
+    b_g counts clean pairs of weak evidence along with the noise (Storey's estimate, JRSS B 2002, with lambda .35).
     They are many, and so draw the groups together: a group is not called noise because its clean pairs are hard to
     recognise. Popularity decides nothing about one pair of a group against another.
 
     Attributes:
         edges: int64 [groups - 1], the popularities at which groups begin, rising.
-        factor: float64 [groups], pi0_g / pi0.
+        factor: float64 [groups], of the odds.
     """
 
     edges: IntArray
@@ -201,15 +202,21 @@ class NoiseByPopularity:
             null = null_ratio[null_group == g]
             least = np.quantile(null, GROUP_SHARE)
             weak[g] = np.mean(ratio[group == g] <= least) / np.mean(null <= least)
-        overall = np.average(weak, weights=count)
-        return cls(edges, weak / overall if overall > 0 else np.ones(len(weak)))
+        # no group is without noise for certain
+        weak = np.maximum(weak, 1 / GROUP_PAIRS)
+        return cls(edges, weak / np.average(weak, weights=count))
 
     def __call__(self, popularity: IntArray) -> FloatArray:
-        """pi0_g / pi0 of pairs whose items have these many users; float64, the shape of ``popularity``."""
+        """The factor for pairs whose items have these many users; float64, the shape of ``popularity``."""
         return self.factor[np.searchsorted(self.edges, popularity, side="right")]
 
+    def clean_probability(self, probability: FloatArray, popularity: IntArray) -> FloatArray:
+        """The clean probabilities, float64 [n], where ``probability`` [n] is by the pi0 of all pairs; 0 and 1 stay."""
+        noise = self(popularity) * (1.0 - probability)
+        return probability / (probability + noise)
 
-def local_clean_probability(ratio: FloatArray, noise_rate: float | FloatArray) -> FloatArray:
+
+def local_clean_probability(ratio: FloatArray, noise_rate: float) -> FloatArray:
     """1 - min(1, pi0 f0/f), the complement of the local false discovery rate."""
     return 1.0 - np.minimum(1.0, noise_rate / ratio)
 

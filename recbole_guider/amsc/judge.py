@@ -64,7 +64,7 @@ class Judge:
             where all pairs look alike and nobody says how many of them are noise.
         noise_rate: pi0, estimated or as given.
         doubt: the pi0 that probabilities are computed with, ``noise_rate`` or, where ``lfdr`` estimates it, more.
-        by_popularity: how ``doubt`` differs with the popularity of items; None: not at all.
+        by_popularity: how the odds of noise differ with the popularity of items; None: not at all.
     """
 
     evidence: Evidence
@@ -98,10 +98,10 @@ class Judge:
         if isinstance(self.rule, decision.CrossFitted):
             of_judged = {name: part[judged] for name, part in parts.items()}
             ratio = self._ratio(profiles, observed.take(judged), score[judged], of_judged)
-            doubt: float | FloatArray = self.doubt
+            likely = decision.local_clean_probability(ratio, self.doubt)
             if self.by_popularity is not None:
-                doubt = doubt * self.by_popularity(self.item_degree[profiles.items[judged]])
-            probability[judged] = decision.local_clean_probability(ratio, doubt)
+                likely = self.by_popularity.clean_probability(likely, self.item_degree[profiles.items[judged]])
+            probability[judged] = likely
         elif isinstance(self.rule, decision.ZScore):
             probability[judged] = self.rule.probability(score[judged], profiles.size[profiles.users[judged]])
         elif self.rule is not None:
