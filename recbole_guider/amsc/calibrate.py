@@ -113,9 +113,10 @@ def calibrate(
     against the same rest of the profile; ``lfdr`` learns the density ratio f/f0 of observed to null pairs from the
     score, its parts and the profile size, monotone in every similarity, and returns 1 - min(1, pi0 f0/f). pi0 is the
     given ``noise_rate`` or a cautious estimate (``decision.cautious_noise_rate``), and where ``noise_by`` is
-    ``popularity`` the odds of noise differ between rare and popular items (``decision.NoiseByPopularity``). The estimate
-    that is reported is counted where evidence is weakest (``decision.counted_noise_rate``), less the clean pairs that only
-    look like noise because their profiles hold noise (``decision.undiluted_noise_rate``), and is no larger.
+    ``popularity`` the odds of noise differ between rare and popular items (``decision.NoiseByPopularity``). The
+    estimate that is reported is counted where evidence is weakest (``decision.counted_noise_rate``), less the clean
+    pairs that only look like noise because their profiles hold noise (``decision.undiluted_noise_rate``), and is no
+    larger.
 
     Args:
         users, items: int [nnz], ids from 0. A pair that occurs more than once counts once in the profile, and all
