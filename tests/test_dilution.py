@@ -114,6 +114,8 @@ def test_judging_candidates_gives_the_ratios_that_probabilities_come_from():
     ratio = judge.ratio(profiles, Candidates(profiles.users[every], profiles.items[every], profiles.items[every]))
     probability = judge(profiles).probability
     expected = decision.local_clean_probability(ratio, judge.doubt)
+    assert judge.by_popularity is not None and len(judge.by_popularity.factor) > 1
+    expected = judge.by_popularity.clean_probability(expected, profiles.item_degree[profiles.items])
     np.testing.assert_array_equal(probability[judged], expected[judged])
 
 

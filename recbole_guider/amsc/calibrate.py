@@ -17,7 +17,8 @@ from recbole_guider.settings import CalibrationSettings
 Feature = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 
-#: A noise rate below all f/f0: probabilities that are computed with it have the order of the evidence, without ties.
+#: A noise rate below all f/f0: probabilities that are computed with it have the order of the evidence (times the factor
+#: of the group by popularity), without ties.
 _ORDERING_RATE = 1e-4
 
 
