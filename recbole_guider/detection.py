@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from recbole_guider.amsc.decision import group_edges
+
 
 def detection_figures(suspicion: np.ndarray, is_noise: np.ndarray) -> dict[str, float]:
     """How a score that is high for noise ranks the interactions.
@@ -45,8 +47,7 @@ def worst_group(degree: np.ndarray, flagged: np.ndarray, is_noise: np.ndarray, g
     Returns:
         The ratio; NaN if no group has noise.
     """
-    edges = np.unique(np.quantile(degree, np.linspace(0, 1, groups + 1)[1:-1]))
-    group = np.searchsorted(edges, degree, side="right")
+    group = np.searchsorted(group_edges(degree, groups), degree, side="right")
     pairs = [(flagged[group == g].mean(), is_noise[group == g].mean()) for g in np.unique(group)]
     return max((float(share / true) for share, true in pairs if true > 0), default=float("nan"))
 

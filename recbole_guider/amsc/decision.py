@@ -152,6 +152,11 @@ def cautious_noise_rate(null_ratio: FloatArray) -> float:
     return float(np.clip(np.quantile(null_ratio, CAUTIOUS_QUANTILE), 0.0, 1.0)) if len(null_ratio) else 0.0
 
 
+def group_edges(values: FloatArray | IntArray, groups: int) -> FloatArray:
+    """float64 [groups - 1 or fewer], rising: where groups of about equal size begin; equal values are never split."""
+    return np.unique(np.quantile(values, np.linspace(0, 1, groups + 1)[1:-1]))
+
+
 @dataclass(frozen=True)
 class NoiseByPopularity:
     """How much more, or less, of the pairs of rare or of popular items is noise than of all pairs.
@@ -191,8 +196,7 @@ class NoiseByPopularity:
         groups = min(POPULARITY_GROUPS, len(ratio) // GROUP_PAIRS, len(null_ratio) // GROUP_PAIRS)
         if groups < 2:
             return one_group
-        quantiles = np.quantile(popularity, np.linspace(0, 1, groups + 1)[1:-1])
-        edges = np.unique(np.ceil(quantiles)).astype(np.int64)
+        edges = np.unique(np.ceil(group_edges(popularity, groups))).astype(np.int64)
         group, null_group = (np.searchsorted(edges, degree, side="right") for degree in (popularity, null_popularity))
         count, null_count = (np.bincount(of, minlength=len(edges) + 1) for of in (group, null_group))
         if min(count.min(), null_count.min()) < GROUP_PAIRS / 2:  # equal degrees are never split
@@ -264,7 +268,7 @@ class ZScore:
         self.null_is_empty = not len(null)
         if self.null_is_empty:
             return
-        self.edges = np.unique(np.quantile(null_size, np.linspace(0, 1, ZSCORE_BINS + 1)[1:-1]))
+        self.edges = group_edges(null_size, ZSCORE_BINS)
         null_bins = np.searchsorted(self.edges, null_size)
         groups = [null[null_bins == k] for k in range(len(self.edges) + 1)]
         self.mean = np.array([(group if len(group) else null).mean() for group in groups])

@@ -310,9 +310,12 @@ def _decide(
         keys = sample.keys[sample.users]
         null_keys = keys[nulls.pair]
         rule = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, rng)
+        grouped = settings.noise_by == "popularity" and not settings.popularity  # which would be evidence already
+        if given is not None and not grouped:
+            return _Decision(rule, given, given)
         ratio, null_ratio = rule.ratio(columns[judged], keys[judged]), rule.ratio(null_columns, null_keys)
         by_popularity = None
-        if settings.noise_by == "popularity" and not settings.popularity:  # which is evidence already
+        if grouped:
             by_popularity = decision.NoiseByPopularity.estimate(ratio, degree[judged] + 1, null_ratio, null_degree + 1)
         if given is not None:
             return _Decision(rule, given, given, None, by_popularity)
