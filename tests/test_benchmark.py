@@ -143,7 +143,7 @@ def test_lists_of_methods_and_packaged_data(write: Any, tmp_path: Path) -> None:
 
 def test_every_share_of_noise_is_a_level_of_its_own(write: Any) -> None:
     spec = read_spec(write(noise=[0, 0.001, 0.004, 0.07, 0.125], seeds=1))
-    assert list(spec.settings.noise) == ["0%", "0.1%", "0.4%", "7%", "12.5%"]
+    assert list(spec.settings.noise) == ["none", "0.1%", "0.4%", "7%", "12.5%"]
     assert len({cell.key for cell in spec.cells}) == len(spec.cells) == 10
 
 
@@ -553,7 +553,7 @@ def finished(write: Any, tmp_path: Path) -> tuple[Any, Path]:
     for folder in ("cells", "users"):
         (out / folder).mkdir(parents=True)
     for cell in spec.cells:
-        level = {"0%": 0.0, "20%": 0.2, "50%": 0.5}[cell.noise]
+        level = {"none": 0.0, "20%": 0.2, "50%": 0.5}[cell.noise]
         value = 0.4 - level * (0.2 if cell.method == "A" else 0.1) + (0.05 if cell.method == "B" else 0.0)
         users = pd.DataFrame({"user": [f"u{n}" for n in range(80)], "recall@5": value + 0.02 * rng.normal(size=80)})
         users.to_parquet(out / "users" / f"{cell.key}.parquet", index=False)
@@ -572,11 +572,11 @@ def test_tables_tests_and_curves(finished: tuple[Any, Path]) -> None:
     assert metrics == ["recall@5"]
     table = summary_table(rows, metrics)
     assert len(table) == 6
-    clean = rows[(rows["method"] == "A") & (rows["noise"] == "0%")]["test recall@5"]
+    clean = rows[(rows["method"] == "A") & (rows["noise"] == "none")]["test recall@5"]
     assert table.iloc[0]["recall@5"] == f"{clean.mean():.4f} ± {clean.std():.4f}"
 
     tested = comparisons(spec, rows, out, metrics)
-    assert tested["noise"].tolist() == ["0%", "20%", "50%"] and (tested["method"] == "B").all()
+    assert tested["noise"].tolist() == ["none", "20%", "50%"] and (tested["method"] == "B").all()
     np.testing.assert_allclose(tested["difference"], [0.05, 0.07, 0.1], atol=0.005)
     assert tested["significant"].all()
     by_hand = compare(*(
@@ -612,7 +612,7 @@ def test_what_cannot_be_paired_is_left_out_of_the_report(finished: tuple[Any, Pa
     pd.read_parquet(file).iloc[1:].to_parquet(file, index=False)
     left_out: list[str] = []
     tested = comparisons(spec, read_results(spec, out), out, ["recall@5"], left_out)
-    assert tested["noise"].tolist() == ["0%", "50%"]
+    assert tested["noise"].tolist() == ["none", "50%"]
     (line,) = left_out
     assert line.startswith("dataset toy, noise 20%, model BPR, method B (recall@5): seed 2021: the two methods were")
     for path in write_report(spec, out):
