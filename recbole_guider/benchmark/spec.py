@@ -30,8 +30,6 @@ _QUIET = {"state": "ERROR", "show_progress": False}
 #: The dimensions of a benchmark, which together name a run.
 _DIMENSIONS = ("dataset", "model", "method", "noise", "seed")
 
-#: The label of a level without noise that has no label of its own.
-NO_NOISE = "none"
 #: Settings that say where a run works and what it shows, not what it computes.
 _PLACES = {
     "data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders",
@@ -302,7 +300,7 @@ def _methods(value: Any) -> dict[str, Any]:
 def _noise(value: Any) -> dict[str, Any]:
     """A block of label -> noise settings, or a list of shares of added interactions; no noise is called none."""
     if value is None:
-        return {NO_NOISE: {}}
+        value = [0]
     if isinstance(value, Mapping):
         return _labelled({"noise": value}, "noise")
     if not isinstance(value, list):
@@ -316,7 +314,7 @@ def _noise(value: Any) -> dict[str, Any]:
                 f"spec.noise lists {share!r}: a list is of shares such as 0 and 0.2; anything else is a block of label "
                 f"-> noise settings."
             )
-        label = percent(share) if share else NO_NOISE
+        label = percent(share) if share else "none"
         if label in levels:
             raise GuiderError(f"spec.noise lists {label} twice: every share needs a label of its own.")
         levels[label] = {"interactions": float(share)} if share else {}
