@@ -3,7 +3,7 @@
 
 import sys
 
-from recbole_guider.cli import run_script
+from recbole_guider.cli.main import run_script
 
 if __name__ == "__main__":
     sys.exit(run_script())

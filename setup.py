@@ -56,7 +56,7 @@ setup(
         ]
     },
     scripts=["run_recbole_guider.py"],
-    entry_points={"console_scripts": ["recbole-guider=recbole_guider.cli:main"]},
+    entry_points={"console_scripts": ["recbole-guider=recbole_guider.cli.main:main"]},
     classifiers=[
         "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3.10",

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from measure import table
 
 from recbole_guider.amsc import calibrate_parquet, parquet
-from recbole_guider.settings import CalibrationSettings
+from recbole_guider.amsc.settings import CalibrationSettings
 
 PASSES = ("split", "count", "sample", "learn", "judge")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_guider import compat, entry_points
+from recbole_guider.integration import hooks
+from recbole_guider.utils import compat
 
 __version__ = "0.1.0"
 #: What a run trains, and on which data, when nothing is said.
@@ -19,13 +20,13 @@ __all__ = [
 ]
 
 compat.apply()
-entry_points.apply()
+hooks.apply()
 
 _HOMES = {
-    "list_models": "recbole_guider.registry",
+    "list_models": "recbole_guider.config.registry",
     "load_data_and_model": "recbole_guider.quick_start",
     "objective_function": "recbole_guider.quick_start",
-    "register_model": "recbole_guider.registry",
+    "register_model": "recbole_guider.config.registry",
     "run_recbole_guider": "recbole_guider.quick_start",
 }
 

@@ -13,18 +13,18 @@ from recbole.utils import init_logger, init_seed, set_color
 from tabulate import tabulate
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
-from recbole_guider.checkpoint import load, load_model
-from recbole_guider.checks import check_outputs, check_valid_metric
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.validation import check_outputs, check_valid_metric
 from recbole_guider.data.dataset import build_dataset, prepare_data
-from recbole_guider.detection import detection_line
-from recbole_guider.errors import GuiderError
-from recbole_guider.model.base import require_sampled_items
-from recbole_guider.parallel import group
-from recbole_guider.parallel.launch import Processes, launch
-from recbole_guider.parallel.trainer import require_same_data
-from recbole_guider.trainer import trainer_class
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.evaluation.detection import detection_line
+from recbole_guider.models.base import require_sampled_items
+from recbole_guider.training.checkpoint import load, load_model
+from recbole_guider.training.parallel.launch import Processes, launch
+from recbole_guider.training.parallel.trainer import require_same_data
+from recbole_guider.training.trainer import trainer_class
+from recbole_guider.utils import distributed
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.yaml_files import read_yaml
 
 
 def run_recbole_guider(
@@ -38,8 +38,8 @@ def run_recbole_guider(
     """Train and test a model, with GUIDER where its name or a ``guider:`` block asks for it.
 
     Args:
-        model: a name that :func:`~recbole_guider.registry.list_models` lists, ``GUIDER_<name>``, or a model class.
-            None: what the configuration says.
+        model: a name that :func:`~recbole_guider.config.registry.list_models` lists, ``GUIDER_<name>``, or a model
+            class. None: what the configuration says.
         dataset: the data set's name; None: what the configuration says.
         config_file_list: property files, later ones override earlier ones.
         config_dict: settings that override the files; the command line overrides both.
@@ -62,7 +62,7 @@ def run_recbole_guider(
         config_dict=dict(config_dict) if config_dict else None,
     )
     result = _run(config, saved)
-    if queue is not None and group.is_main():
+    if queue is not None and distributed.is_main():
         queue.put(result)
     return result
 
@@ -133,7 +133,7 @@ def run(
 
     Args:
         model, dataset, config_file_list, config_dict, saved: as there.
-        nproc, world_size, ip, port, group_offset: see :class:`~recbole_guider.parallel.launch.Processes`.
+        nproc, world_size, ip, port, group_offset: see :class:`~recbole_guider.training.parallel.launch.Processes`.
 
     Returns:
         As there, the same numbers as of one process; None on a machine that lacks process 0.
@@ -160,10 +160,10 @@ def _run_process(
 
 def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, Any]:
     start = time()
-    verbose = verbose and group.is_main()
+    verbose = verbose and distributed.is_main()
     check_outputs(config)
     resume = config["resume"]
-    wanted = resume not in (None, False) and group.is_main()
+    wanted = resume not in (None, False) and distributed.is_main()
     if wanted and not (isinstance(resume, (str, os.PathLike)) and Path(resume).is_file()):
         what = "empty" if resume == "" else resume
         raise GuiderError(f"resume is {what}: there is no such checkpoint; a killed run leaves <name>.last.pth.")
@@ -291,7 +291,7 @@ def _init_logger(config: GuiderConfig) -> None:
         if getattr(handler, "_recbole_guider", False):
             root.removeHandler(handler)
             handler.close()
-    if not group.is_main():
+    if not distributed.is_main():
         root.setLevel(ERROR)
         return
     before = set(root.handlers)

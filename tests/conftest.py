@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_guider import compat
+from recbole_guider.utils import compat
 
 compat.apply()  # before a test module takes names out of RecBole's modules
 
-from recbole_guider import registry  # noqa: E402
-from recbole_guider.calibration import calibrate_dataset  # noqa: E402
+from recbole_guider.config import registry  # noqa: E402
+from recbole_guider.guider.calibration import calibrate_dataset  # noqa: E402
 
 # A shell starts background jobs with SIGINT ignored, and their children inherit that: tests press Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,7 +59,7 @@ def _calibrations_are_shared(
     def sharing(config: Any, dataset: Any, *, cache: Path | None = None, **more: Any) -> Any:
         return calibrate_dataset(config, dataset, cache=folder if cache is None else cache, **more)
 
-    monkeypatch.setattr("recbole_guider.trainer.calibrate_dataset", sharing)
+    monkeypatch.setattr("recbole_guider.training.trainer.calibrate_dataset", sharing)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from recbole_guider.errors import GuiderError
-from recbole_guider.parallel import group
+from recbole_guider.utils import distributed
+from recbole_guider.utils.errors import GuiderError
 
 
 class Killed(Exception):
@@ -24,7 +24,7 @@ def train(process: dict[str, Any], cases: list[dict[str, Any]]) -> list[dict[str
 
 
 def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
-    from recbole_guider.config import GuiderConfig
+    from recbole_guider.config.guider_config import GuiderConfig
     from recbole_guider.quick_start import _prepare
 
     stop_after = case.get("stop_after")
@@ -54,7 +54,7 @@ def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
         "result": result,
         "weights": weights,
         "dealt": {loss.name: loss.is_dealt for loss in getattr(trainer, "_losses", [])},
-        "the same in all": all(other == own for other in group.gather(own)),
+        "the same in all": all(other == own for other in distributed.gather(own)),
     }
 
 
@@ -64,9 +64,9 @@ def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
 def meet(process: dict[str, Any]) -> int:
     """Join, and return the sum of all ranks + 1."""
     rank = process["local_rank"] + process["offset"]
-    group.join("gloo", rank, process["world_size"], "")
+    distributed.join("gloo", rank, process["world_size"], "")
     total = torch.tensor([rank + 1])
-    group.sum_over([total])
+    distributed.sum_over([total])
     return int(total)
 
 
@@ -74,7 +74,7 @@ def fail(process: dict[str, Any], how: str, folder: str) -> None:
     """Process 1 fails, while process 0 waits for it; each leaves its process id in ``folder``."""
     Path(folder, f"{process['local_rank'] + process['offset']}.pid").write_text(str(os.getpid()))
     meet(process)
-    if group.rank() == 1:
+    if distributed.rank() == 1:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif how == "input":
@@ -82,4 +82,4 @@ def fail(process: dict[str, Any], how: str, folder: str) -> None:
         elif how == "hang":
             time.sleep(600)
         raise ValueError("the reason")
-    group.sum_over([torch.zeros(1)])
+    distributed.sum_over([torch.zeros(1)])

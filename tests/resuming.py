@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.quick_start import _prepare
 
 

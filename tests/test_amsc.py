@@ -17,9 +17,9 @@ from recbole_guider.amsc.factor_training import learn_factors
 from recbole_guider.amsc.learned import PARTS, RIDGE, half_whitened, held_out_ridge, joined_content, learn_embeddings
 from recbole_guider.amsc.lesson import NULL_DRAWS
 from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
+from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import confidence, normalise_modality
-from recbole_guider.errors import GuiderError
-from recbole_guider.settings import CalibrationSettings
+from recbole_guider.utils.errors import GuiderError
 
 TASTES = 6
 

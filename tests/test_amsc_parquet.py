@@ -20,9 +20,9 @@ import ray
 
 from recbole_guider.amsc import calibrate, calibrate_parquet, parquet
 from recbole_guider.amsc.draws import Parts, hashes, uniform
-from recbole_guider.cli import main
-from recbole_guider.errors import GuiderError
-from recbole_guider.settings import CalibrationSettings
+from recbole_guider.amsc.settings import CalibrationSettings
+from recbole_guider.cli.main import main
+from recbole_guider.utils.errors import GuiderError
 
 N_USERS, N_ITEMS = 260, 90
 
@@ -443,7 +443,7 @@ def test_no_process_holds_the_log(tmp_path):
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         from recbole_guider.amsc import calibrate_parquet, lesson, parquet
-        from recbole_guider.settings import CalibrationSettings
+        from recbole_guider.amsc.settings import CalibrationSettings
         lesson.SAMPLE, lesson.LEARN_PAIRS = 20_000, 100_000
         parquet.BUCKET_BYTES, parquet._SPLIT_BYTES = 8_000_000, 8_000_000
         features = {"image": rng.normal(size=(n_items, 8))}

@@ -22,12 +22,12 @@ from recbole_guider import run_recbole_guider
 from recbole_guider.benchmark.report import _rounded, comparisons, curves, summary_table, write_report
 from recbole_guider.benchmark.runner import _reason, metrics_of, read_results, read_users, run_benchmark
 from recbole_guider.benchmark.spec import level_of, read_spec
-from recbole_guider.checkpoint import PlainCheckpoints
-from recbole_guider.cli import main
-from recbole_guider.errors import GuiderError
-from recbole_guider.evaluation import PerUserEvaluator
-from recbole_guider.resources import properties_dir
-from recbole_guider.statistics import compare
+from recbole_guider.cli.main import main
+from recbole_guider.data.eval_mask import PerUserEvaluator
+from recbole_guider.evaluation.significance import compare
+from recbole_guider.training.checkpoint import PlainCheckpoints
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.resources import properties_dir
 
 SPECS = Path(recbole_guider.__file__).resolve().parent.parent / "benchmarks" / "specs"
 
@@ -73,7 +73,7 @@ def test_a_run_is_known_by_its_settings_with_their_defaults(
     shutil.copytree(properties_dir(), folder)
     file = folder / "model" / "FREEDOM.yaml"
     file.write_text(file.read_text().replace("n_ui_layers: 2", "n_ui_layers: 3"))
-    monkeypatch.setattr("recbole_guider.config.properties_dir", lambda: folder)
+    monkeypatch.setattr("recbole_guider.config.guider_config.properties_dir", lambda: folder)
     assert key() not in {first, *different}
 
 
@@ -392,7 +392,7 @@ def test_only_leftovers_of_killed_benchmarks_are_removed(write: Any, tmp_path: P
 
 def test_a_terminated_benchmark_leaves_no_process_and_what_continues_its_run(write: Any, tmp_path: Path) -> None:
     file, out = write(seeds=1, settings={"epochs": 100000, "stopping_step": 100000}), tmp_path / "out"
-    program = "import sys; from recbole_guider.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from recbole_guider.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "benchmark", str(file), f"--out={out}"]
     package = str(Path(recbole_guider.__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": package, "TMPDIR": str(tmp_path)}
@@ -520,8 +520,8 @@ def test_a_run_that_fails_does_not_stop_the_others(write: Any, tmp_path: Path, t
 def test_killed_in_the_middle_and_continued_in_processes(write: Any, tmp_path: Path) -> None:
     file, out = write(seeds=1), tmp_path / "out"
     package = str(Path(recbole_guider.__file__).resolve().parent.parent)
-    command = [sys.executable, "-m", "recbole_guider.cli", "benchmark", str(file), f"--out={out}"]
-    program = "import sys; from recbole_guider.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-m", "recbole_guider.cli.main", "benchmark", str(file), f"--out={out}"]
+    program = "import sys; from recbole_guider.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, *command[3:]]
     environment = {**os.environ, "PYTHONPATH": package}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_guider import calibration as calibrations
 from recbole_guider import run_recbole_guider
 from recbole_guider.amsc import Calibration
-from recbole_guider.calibration_cache import calibration_key, kept
-from recbole_guider.errors import GuiderError
+from recbole_guider.guider import calibration as calibrations
+from recbole_guider.guider.calibration_cache import calibration_key, kept
+from recbole_guider.utils.errors import GuiderError
 
 pytestmark = pytest.mark.own_calibration
 

@@ -22,7 +22,7 @@ from recbole.trainer import Trainer
 from recbole.utils import EvaluatorType, get_model, init_seed
 from scipy.sparse import dok_matrix
 
-from recbole_guider import compat
+from recbole_guider.utils import compat
 
 # item, its words, its vector, its price and its brand; empty is missing
 ITEMS = [

@@ -16,18 +16,20 @@ import torch
 from recbole.config import Config
 from recbole.model.general_recommender import BPR, LightGCN
 
-import recbole_guider.config as config_module
-from recbole_guider.checks import check_values, model_properties, warn_once
-from recbole_guider.cli import main
-from recbole_guider.command_lines import run_command, split_files
-from recbole_guider.config import GuiderConfig, is_our_run
-from recbole_guider.errors import GuiderError
-from recbole_guider.paths import user_path
-from recbole_guider.registry import list_models, register_model
-from recbole_guider.resources import properties_dir
-from recbole_guider.settings import GuiderSettings, NoiseSettings
-from recbole_guider.sources import merge, parse_value
-from recbole_guider.yaml_files import read_yaml
+import recbole_guider.config.guider_config as config_module
+from recbole_guider.cli.main import main
+from recbole_guider.config.guider_config import GuiderConfig, is_our_run
+from recbole_guider.config.merging import merge, parse_value
+from recbole_guider.config.registry import list_models, register_model
+from recbole_guider.config.validation import check_values, model_properties
+from recbole_guider.data.settings import NoiseSettings
+from recbole_guider.guider.settings import GuiderSettings
+from recbole_guider.utils.arguments import run_command, split_files
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.paths import user_path
+from recbole_guider.utils.recbole_errors import warn_once
+from recbole_guider.utils.resources import properties_dir
+from recbole_guider.utils.yaml_files import read_yaml
 
 #: What this package adds to RecBole's entries.
 OURS = {"guider", "denoising", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise"}
@@ -702,7 +704,7 @@ def test_two_processes_meet_over_gloo_on_a_cpu(tmp_path):
     _one_of_two(0, port, str(tmp_path))
     other.join()
     assert other.exitcode == 0
-    # to RecBole each is a single process: batches and evaluations are dealt by recbole_guider.parallel
+    # to RecBole each is a single process: batches and evaluations are dealt by recbole_guider.training.parallel
     assert (tmp_path / "0").read_text() == repr(["cpu", True, True, 3])
     assert (tmp_path / "1").read_text() == repr(["cpu", True, False, 3])
 

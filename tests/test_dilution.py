@@ -13,8 +13,8 @@ from recbole_guider.amsc.behaviour import CoOccurrence
 from recbole_guider.amsc.judge import judged_pairs
 from recbole_guider.amsc.lesson import LogCounts, learn
 from recbole_guider.amsc.profiles import Candidates, build_profiles
+from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import modality_list
-from recbole_guider.settings import CalibrationSettings
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3, 0.6])

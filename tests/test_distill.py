@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax, normalize
 
-from recbole_guider.distill import (
+from recbole_guider.losses.distillation import (
     _pot,
     catalogue_moments,
     diagonal_cost,
@@ -25,7 +25,7 @@ from recbole_guider.distill import (
     score_cost,
     transport_plan,
 )
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 ot = _pot()
 GRAM_COSTS = ["cosine", "scores"]
@@ -447,7 +447,7 @@ def test_pot_takes_no_array_library_along_that_nobody_imported(imported: bool, t
 import os, sys, torch
 {"import jax" if imported else ""}
 before = dict(os.environ)
-from recbole_guider.distill import transport_plan
+from recbole_guider.losses.distillation import transport_plan
 transport_plan(torch.rand(4, 4), plan="batch")
 assert "ot" in sys.modules and ("jax" in sys.modules) is {imported} and "cupy" not in sys.modules
 assert dict(os.environ) == before

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from recbole_guider import list_models
+from recbole_guider.config.registry import get_model_class
 from recbole_guider.denoising.methods import METHODS
-from recbole_guider.registry import get_model_class
-from recbole_guider.resources import properties_dir
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.utils.resources import properties_dir
+from recbole_guider.utils.yaml_files import read_yaml
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 

@@ -16,11 +16,11 @@ from resuming import assert_resumes_exactly
 
 import recbole_guider
 from recbole_guider import load_data_and_model, objective_function, run_recbole_guider
-from recbole_guider.checkpoint import load
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
-from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
+from recbole_guider.training.checkpoint import load
+from recbole_guider.utils.errors import GuiderError
 
 pytestmark = pytest.mark.own_calibration
 

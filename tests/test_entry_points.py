@@ -25,13 +25,13 @@ from recbole.utils import get_model, get_trainer, init_seed
 from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
 from recbole_guider import run_recbole_guider
-from recbole_guider.checkpoint import PlainCheckpoints
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import GuiderDataset
-from recbole_guider.errors import GuiderError
-from recbole_guider.model.freedom import FREEDOM
-from recbole_guider.model.guider import Guider
-from recbole_guider.trainer import GuiderTrainer
+from recbole_guider.guider.model import Guider
+from recbole_guider.models.freedom import FREEDOM
+from recbole_guider.training.checkpoint import PlainCheckpoints
+from recbole_guider.training.trainer import GuiderTrainer
+from recbole_guider.utils.errors import GuiderError
 
 QUICK = {"calibration": {"learned": False, "anchors": 8}}
 
@@ -147,7 +147,7 @@ result, module = pickle.load(open("sent", "rb"))()
 print(result["model"], module)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-2:] == ["GUIDER_BPR", "recbole_guider.entry_points"]
+    assert done.stdout.split()[-2:] == ["GUIDER_BPR", "recbole_guider.integration.hooks"]
 
 
 def test_a_key_twice_in_a_file_is_refused_in_our_runs_only(toy: dict[str, Any], tmp_path: Path) -> None:
@@ -277,4 +277,4 @@ for name in names:
 print(load_data_and_model.__module__, get_model("GUIDER_BPR").__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-2:] == ["recbole_guider.entry_points", "GUIDER_BPR"]
+    assert done.stdout.split()[-2:] == ["recbole_guider.integration.hooks", "GUIDER_BPR"]

@@ -6,10 +6,10 @@ import torch
 from recbole.data import data_preparation
 from recbole.utils import init_seed
 
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
-from recbole_guider.errors import GuiderError
-from recbole_guider.evaluation import apply_eval_mask
+from recbole_guider.data.eval_mask import apply_eval_mask
+from recbole_guider.utils.errors import GuiderError
 
 HEAD = "user_id:token\titem_id:token"
 

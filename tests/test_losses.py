@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from recbole_guider.errors import GuiderError
-from recbole_guider.losses import dbpr_loss, observed_probability, soft_negative, soft_negative_sum
+from recbole_guider.losses.dbpr import dbpr_loss, observed_probability, soft_negative, soft_negative_sum
+from recbole_guider.utils.errors import GuiderError
 
 FORMS = ["pairwise", "softmax"]
 
@@ -265,8 +265,8 @@ def test_soft_negative_gradient_and_the_loss_it_stands_for() -> None:
 def test_soft_negative_sum_in_blocks(
     temperature: float, weights: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recbole_guider.losses._BLOCK_ROWS", 3)
-    monkeypatch.setattr("recbole_guider.losses._BLOCK_ENTRIES", {"cpu": 4})
+    monkeypatch.setattr("recbole_guider.losses.dbpr._BLOCK_ROWS", 3)
+    monkeypatch.setattr("recbole_guider.losses.dbpr._BLOCK_ENTRIES", {"cpu": 4})
     generator = torch.Generator().manual_seed(2)
     users, items = (torch.randn(n, 3, generator=generator, dtype=torch.float64).requires_grad_() for n in (7, 5))
     each = soft_negative(users, items, temperature=temperature)

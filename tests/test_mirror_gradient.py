@@ -18,16 +18,16 @@ from resuming import assert_resumes_exactly
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.checkpoint import PlainCheckpoints
-from recbole_guider.config import GuiderConfig
-from recbole_guider.errors import GuiderError
-from recbole_guider.mirror_gradient import _reaches_base
-from recbole_guider.model_state import Snapshot
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.quick_start import _prepare
-from recbole_guider.resources import properties_dir
-from recbole_guider.settings import MirrorGradientSettings
-from recbole_guider.trainer import GuiderTraining, _with
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.training.checkpoint import PlainCheckpoints
+from recbole_guider.training.mirror_gradient import _reaches_base
+from recbole_guider.training.settings import MirrorGradientSettings
+from recbole_guider.training.trainer import GuiderTraining, _with
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.model_state import Snapshot
+from recbole_guider.utils.resources import properties_dir
+from recbole_guider.utils.yaml_files import read_yaml
 
 # powers of two: weighting a gradient is exact, and so are the comparisons
 MIRROR = {"interval": 2, "alpha": 0.5, "beta": 0.25}

@@ -21,13 +21,13 @@ from recbole.model.loss import BPRLoss
 from recbole.utils import InputType
 from resuming import assert_resumes
 
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.registry import get_model_class, list_models
 from recbole_guider.denoising.settings import SETTINGS
-from recbole_guider.distill import ot_distillation_loss
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
+from recbole_guider.losses.distillation import ot_distillation_loss
 from recbole_guider.quick_start import _prepare, load_data_and_model, run_recbole_guider
-from recbole_guider.registry import get_model_class, list_models
-from recbole_guider.trainer import trainer_class
+from recbole_guider.training.trainer import trainer_class
 
 OURS = [
     info.name
@@ -222,7 +222,7 @@ def test_a_benchmark_on_a_gpu_counts_its_memory(toy: dict[str, Any], tmp_path: P
     }
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
     command = [
-        sys.executable, "-c", "import sys; from recbole_guider.cli import main; sys.exit(main())",
+        sys.executable, "-c", "import sys; from recbole_guider.cli.main import main; sys.exit(main())",
         "benchmark", "spec.yaml", "--out", "out", "--data", toy["data_path"],
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -15,10 +15,11 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.quick_start import run_recbole
 from recbole.utils import InputType
 
-from recbole_guider import list_models, load_data_and_model, register_model, registry, run_recbole_guider
-from recbole_guider.errors import GuiderError
-from recbole_guider.model.base import Encoding, FactorisedRecommender
-from recbole_guider.model.guider import Guider
+from recbole_guider import list_models, load_data_and_model, register_model, run_recbole_guider
+from recbole_guider.config import registry
+from recbole_guider.guider.model import Guider
+from recbole_guider.models.base import Encoding, FactorisedRecommender
+from recbole_guider.utils.errors import GuiderError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "own_models.md"
 QUICK = {"calibration": {"learned": False, "anchors": 8}}

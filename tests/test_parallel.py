@@ -22,14 +22,15 @@ from recbole.trainer import Trainer
 from torch import nn
 
 import recbole_guider
-from recbole_guider.config import GuiderConfig
-from recbole_guider.errors import GuiderError, ProcessFailed
-from recbole_guider.parallel import evaluation, group
-from recbole_guider.parallel.batch import BatchPart
-from recbole_guider.parallel.launch import Processes, launch
-from recbole_guider.parallel.losses import WholeBatchLoss
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.quick_start import _prepare
-from recbole_guider.trainer import trainer_class, trainer_of
+from recbole_guider.training.parallel import evaluation
+from recbole_guider.training.parallel.launch import Processes, launch
+from recbole_guider.training.parallel.losses import WholeBatchLoss
+from recbole_guider.training.trainer import trainer_class, trainer_of
+from recbole_guider.utils import distributed
+from recbole_guider.utils.batch_parts import BatchPart
+from recbole_guider.utils.errors import GuiderError, ProcessFailed
 
 SCRIPT = Path(recbole_guider.__file__).parent.parent / "run_recbole_guider.py"
 
@@ -195,9 +196,9 @@ def test_every_user_is_evaluated_once(
     users = [int(user) for batch in test for user in batch[0]["user_id"]]
     items = [] if mode == "full" else [batch[0]["item_id"] for batch in (np.random.seed(0), *test)[1:]]
     got, got_items = [], []
-    monkeypatch.setattr(group, "world_size", lambda: world_size)
+    monkeypatch.setattr(distributed, "world_size", lambda: world_size)
     for rank in range(world_size):
-        monkeypatch.setattr(group, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         share = evaluation.own_share(test)
         assert share and type(test) in type(share).__mro__
         np.random.seed(0)
@@ -234,14 +235,14 @@ def test_the_regulariser_of_parts_is_that_of_the_batch(norm: int, monkeypatch: p
     parts = WholeBatchLoss(model, "calculate_loss").parts
     # what all_reduce would find: the sums of both processes, taken from a first pass over them
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(group, "sum_over", lambda tensors: seen.extend(tensor.clone() for tensor in tensors))
+    monkeypatch.setattr(distributed, "sum_over", lambda tensors: seen.extend(tensor.clone() for tensor in tensors))
     both = [BatchPart(batch, rank, 2) for rank in range(2)]
     assert [len(part) for part in both] == [4, 3]
     for part in both:
         with parts.weighing(part.weight):
             model.calculate_loss(part)
     total = seen[0] + seen[1]
-    monkeypatch.setattr(group, "sum_over", lambda tensors: [tensor.copy_(total) for tensor in tensors])
+    monkeypatch.setattr(distributed, "sum_over", lambda tensors: [tensor.copy_(total) for tensor in tensors])
     value, gradient = 0.0, torch.zeros_like(model.table)
     for part in both:
         with parts.weighing(part.weight):
@@ -264,7 +265,7 @@ def test_what_cannot_be_shared_out_is_an_error(
 ) -> None:
     config = GuiderConfig(config_dict={**settings, **more}, command_line=[])
     assert issubclass(trainer_class(config), Trainer)
-    monkeypatch.setattr("recbole_guider.trainer.is_parallel", lambda: True)
+    monkeypatch.setattr("recbole_guider.training.trainer.is_parallel", lambda: True)
     with pytest.raises(GuiderError, match=message):
         trainer_class(config)
     with pytest.raises(GuiderError, match=r"recbole-guider run --nproc"):
@@ -314,8 +315,8 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 import parallel_runs
-from recbole_guider.errors import ProcessFailed
-from recbole_guider.parallel.launch import Processes, launch
+from recbole_guider.utils.errors import ProcessFailed
+from recbole_guider.training.parallel.launch import Processes, launch
 if __name__ == "__main__":
     try:
         print("result", launch(parallel_runs.{function}, Processes({processes}), *{arguments!r}))

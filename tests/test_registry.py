@@ -9,13 +9,13 @@ import pytest
 from recbole.model.general_recommender import BPR, LightGCN
 from recbole.utils import ModelType, get_model
 
-from recbole_guider.cli import main
-from recbole_guider.config import GuiderConfig
+from recbole_guider.cli.main import main
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.registry import ModelInfo, get_model_class, list_models
 from recbole_guider.data.dataset import build_dataset, prepare_data
-from recbole_guider.errors import GuiderError
-from recbole_guider.model.freedom import FREEDOM
-from recbole_guider.registry import ModelInfo, get_model_class, list_models
-from recbole_guider.teaching.scoring import Scoring
+from recbole_guider.models.freedom import FREEDOM
+from recbole_guider.models.scoring import Scoring
+from recbole_guider.utils.errors import GuiderError
 
 
 def test_names_give_the_classes():

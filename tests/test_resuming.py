@@ -11,9 +11,9 @@ import torch
 from resuming import Killed, assert_resumes_exactly
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.config import GuiderConfig
-from recbole_guider.errors import GuiderError
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.quick_start import _prepare
+from recbole_guider.utils.errors import GuiderError
 
 
 def interrupted(model: str, settings: dict[str, Any], after: int, metric_falls: bool = False) -> Any:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from recbole_guider.errors import GuiderError
-from recbole_guider.resources import properties_dir
-from recbole_guider.settings import GuiderSettings
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.guider.settings import GuiderSettings
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.resources import properties_dir
+from recbole_guider.utils.yaml_files import read_yaml
 
 
 def test_the_yaml_file_and_the_schema_have_the_same_keys_and_defaults():

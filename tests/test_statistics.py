@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from recbole_guider.errors import GuiderError
-from recbole_guider.statistics import compare, holm, paired_t, signed_rank
+from recbole_guider.evaluation.significance import compare, holm, paired_t, signed_rank
+from recbole_guider.utils.errors import GuiderError
 
 
 def rejected_by_steps(p: list[float], level: float) -> set[int]:

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from recbole_guider.amsc.lesson import LogCounts, check_modalities, learn, learning_sample
 from recbole_guider.amsc.profiles import build_profiles
+from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import modality_list
-from recbole_guider.errors import GuiderError
-from recbole_guider.settings import CalibrationSettings
+from recbole_guider.utils.errors import GuiderError
 
 Feature = ArrayLike | tuple[ArrayLike, ArrayLike]
 

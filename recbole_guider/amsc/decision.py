@@ -11,6 +11,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.profiles import FloatArray, IntArray
+from recbole_guider.utils.interactions import group_edges
 
 #: Parts of the users for cross-fitting.
 FOLDS = 5
@@ -150,11 +151,6 @@ def cautious_noise_rate(null_ratio: FloatArray) -> float:
     Models learn better from probabilities that doubt a little more than they must (docs/method.md has the numbers).
     """
     return float(np.clip(np.quantile(null_ratio, CAUTIOUS_QUANTILE), 0.0, 1.0)) if len(null_ratio) else 0.0
-
-
-def group_edges(values: FloatArray | IntArray, groups: int) -> FloatArray:
-    """float64 [groups - 1 or fewer], rising: where groups of about equal size begin; equal values are never split."""
-    return np.unique(np.quantile(values, np.linspace(0, 1, groups + 1)[1:-1]))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from recbole_guider.amsc.discriminant import Discriminant
 from recbole_guider.amsc.factors import Factors
 from recbole_guider.amsc.learned import FoldedEmbeddings
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.settings import BEHAVIOUR, CalibrationSettings
 from recbole_guider.amsc.similarity import Modality, block_similarity, mean_scores, profile_blocks, top_mean, top_scores
-from recbole_guider.settings import BEHAVIOUR, CalibrationSettings
 
 #: What compares items by behaviour.
 Behaviour = CoOccurrence | FoldedEmbeddings | Modality | None

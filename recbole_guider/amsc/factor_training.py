@@ -17,7 +17,7 @@ from torch.nn.functional import embedding, normalize
 from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.factors import Factors
 from recbole_guider.amsc.profiles import IntArray, Profiles
-from recbole_guider.threads import one_thread
+from recbole_guider.utils.threads import one_thread
 
 DIMENSION = 64
 #: Divides the cosines of the softmax.

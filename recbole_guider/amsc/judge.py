@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recbole_guider.amsc import decision
 from recbole_guider.amsc.evidence import Evidence, classifier_columns
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
-from recbole_guider.settings import CalibrationSettings
+from recbole_guider.amsc.settings import CalibrationSettings
 
 #: What :attr:`Judge.rule` may be.
 Rule = decision.CrossFitted | decision.ZScore | FloatArray | None

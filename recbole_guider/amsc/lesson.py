@@ -29,9 +29,9 @@ from recbole_guider.amsc.learned import (
     learn_embeddings,
 )
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, NullPairs, Profiles, draw_null_pairs
+from recbole_guider.amsc.settings import BEHAVIOUR, CalibrationSettings
 from recbole_guider.amsc.similarity import Modality, confidence, normalise_modality
-from recbole_guider.errors import GuiderError
-from recbole_guider.settings import BEHAVIOUR, CalibrationSettings
+from recbole_guider.utils.errors import GuiderError
 
 logger = logging.getLogger(__name__)
 

@@ -36,10 +36,10 @@ from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.judge import Judge
 from recbole_guider.amsc.lesson import LogCounts, UserSample, check_modalities, learn, learning_sample
 from recbole_guider.amsc.profiles import Profiles, build_profiles
+from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import Modality, modality_list
-from recbole_guider.errors import GuiderError
-from recbole_guider.settings import CalibrationSettings
-from recbole_guider.whole_files import require_folder
+from recbole_guider.utils.atomic_io import require_folder
+from recbole_guider.utils.errors import GuiderError
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 # Leave-one-out by subtraction leaves residues of rounding where the truth is 0, and null pairs have exact
 # zeros: a classifier would tell the two apart by that alone. Means below this are set to 0.

@@ -32,12 +32,12 @@ import torch
 import recbole_guider
 from recbole_guider.benchmark.progress import SAVED, Progress, last_checkpoint, read_progress
 from recbole_guider.benchmark.spec import Cell
-from recbole_guider.errors import GuiderError
-from recbole_guider.evaluation import PerUserEvaluator
+from recbole_guider.data.eval_mask import PerUserEvaluator
 from recbole_guider.quick_start import _prepare
-from recbole_guider.resources import properties_dir
-from recbole_guider.trainer import share_calibrations
-from recbole_guider.whole_files import write_whole
+from recbole_guider.training.trainer import share_calibrations
+from recbole_guider.utils.atomic_io import write_whole
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.resources import properties_dir
 
 _LIBRARIES = ("torch", "recbole", "numpy", "scipy", "pandas", "scikit-learn", "POT")
 

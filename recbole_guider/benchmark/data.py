@@ -13,9 +13,9 @@ import recbole
 
 from recbole_guider.data.dataset import noise_of
 from recbole_guider.data.features import modality_files
-from recbole_guider.errors import GuiderError, nearest
-from recbole_guider.paths import user_path
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.utils.errors import GuiderError, nearest
+from recbole_guider.utils.paths import user_path
+from recbole_guider.utils.yaml_files import read_yaml
 
 #: Ends of the names of RecBole's atomic files; ``additional_feat_suffix`` names more.
 _SUFFIXES = ("inter", "user", "item", "net", "kg", "link")

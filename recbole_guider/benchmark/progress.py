@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_guider.checkpoint import load
-from recbole_guider.errors import GuiderError
+from recbole_guider.training.checkpoint import load
+from recbole_guider.utils.errors import GuiderError
 
 #: Of the results' folder: the checkpoints of each run that was stopped, in a folder named by its key.
 UNFINISHED = "unfinished"

@@ -14,9 +14,9 @@ from tabulate import tabulate
 
 from recbole_guider.benchmark.runner import metrics_of, read_results, read_users
 from recbole_guider.benchmark.spec import Spec, level_of, percent
-from recbole_guider.errors import GuiderError
-from recbole_guider.statistics import Comparison, compare, holm
-from recbole_guider.whole_files import write_whole
+from recbole_guider.evaluation.significance import Comparison, compare, holm
+from recbole_guider.utils.atomic_io import write_whole
+from recbole_guider.utils.errors import GuiderError
 
 #: Differences are called significant if both tests are, after Holm's correction.
 LEVEL = 0.05
@@ -68,8 +68,9 @@ def comparisons(
 ) -> pd.DataFrame:
     """Every method against the baseline on the same model, data set, noise, seeds and users.
 
-    Columns: the place, ``metric``, the fields of :class:`~recbole_guider.statistics.Comparison`, and ``holm_users`` and
-    ``holm_seeds``, corrected over all rows of this table; ``significant`` where both are at most 0.05.
+    Columns: the place, ``metric``, the fields of :class:`~recbole_guider.evaluation.significance.Comparison`, and
+    ``holm_users`` and ``holm_seeds``, corrected over all rows of this table; ``significant`` where both are at
+    most 0.05.
 
     A comparison that cannot be paired has no row; ``left_out``, if given, is told which and why.
     """

@@ -26,9 +26,9 @@ import recbole_guider
 from recbole_guider.benchmark.cell import as_json, made_by, run_cell
 from recbole_guider.benchmark.progress import forget, keep_unfinished, take_unfinished, unfinished
 from recbole_guider.benchmark.spec import Cell, Spec
-from recbole_guider.errors import GuiderError
-from recbole_guider.threads import one_thread
-from recbole_guider.whole_files import require_folder, write_whole
+from recbole_guider.utils.atomic_io import require_folder, write_whole
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.threads import one_thread
 
 RESULTS = "results.csv"
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -15,15 +15,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from recbole_guider.benchmark.data import DataFiles, data_files
-from recbole_guider.checks import check_valid_metric, measured
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.merging import merge
+from recbole_guider.config.registry import PREFIX
+from recbole_guider.config.validation import check_valid_metric, measured
+from recbole_guider.data.settings import AMOUNTS
 from recbole_guider.denoising.settings import SETTINGS
-from recbole_guider.errors import GuiderError, did_you_mean
-from recbole_guider.paths import user_path
-from recbole_guider.registry import PREFIX
-from recbole_guider.settings import AMOUNTS, Settings, validated
-from recbole_guider.sources import merge
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.utils.errors import GuiderError, did_you_mean
+from recbole_guider.utils.paths import user_path
+from recbole_guider.utils.settings import Settings, validated
+from recbole_guider.utils.yaml_files import read_yaml
 
 #: Settings of every run: what it prints belongs to the benchmark, and the checkpoint is removed.
 _QUIET = {"state": "ERROR", "show_progress": False}

@@ -23,13 +23,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_guider.command_lines import run_command
+from recbole_guider.amsc.settings import BEHAVIOUR
 from recbole_guider.data.features import finite_blocks, read_array, read_ids, row_numbers
 from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.data.tables import read_table
-from recbole_guider.errors import GuiderError
-from recbole_guider.resources import dataset_configs_dir
-from recbole_guider.settings import BEHAVIOUR
+from recbole_guider.utils.arguments import run_command
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.resources import dataset_configs_dir
 
 KINDS = ("csv", "mmrec")
 SPLITS = ("train", "valid", "test")

@@ -25,15 +25,17 @@ from recbole.data.interaction import Interaction, cat_interactions
 from recbole.utils import FeatureSource, FeatureType, ModelType
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_guider.checks import check_evaluation, recboles_errors
-from recbole_guider.command_lines import files_argument
+from recbole_guider.data.checks import check_evaluation
+from recbole_guider.data.eval_mask import apply_eval_mask, batch_by_memory
 from recbole_guider.data.features import ItemFeatures, beside_data, load_item_features, modality_files
 from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
+from recbole_guider.data.settings import NoiseSettings
 from recbole_guider.data.tables import read_atomic, read_table
-from recbole_guider.errors import GuiderError
-from recbole_guider.evaluation import apply_eval_mask, batch_by_memory
-from recbole_guider.profiles import pair_keys
-from recbole_guider.settings import GuiderSettings, NoiseSettings
+from recbole_guider.guider.settings import GuiderSettings
+from recbole_guider.utils.arguments import files_argument
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.interactions import pair_keys
+from recbole_guider.utils.recbole_errors import recboles_errors
 
 # RecBole's own: under these names it has functions that call the ones below
 create_dataset, data_preparation = inspect.unwrap(create_dataset), inspect.unwrap(data_preparation)
@@ -375,7 +377,7 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
 
     - A denoised model gets the loaders of its backbone, which RecBole picks by the model's name.
     - Full-sort evaluation is batched by memory (``eval_memory_mb``); rankings are the same.
-    - ``eval_mask`` is applied; see :func:`~recbole_guider.evaluation.apply_eval_mask`.
+    - ``eval_mask`` is applied; see :func:`~recbole_guider.data.eval_mask.apply_eval_mask`.
     - Saved loaders (``save_dataloaders``, ``dataloaders_save_path``) are loaded only if the fingerprint beside them
       equals this run's.
 

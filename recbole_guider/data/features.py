@@ -30,8 +30,8 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from recbole_guider.data.tables import read_atomic
-from recbole_guider.errors import GuiderError, did_you_mean
-from recbole_guider.paths import user_path
+from recbole_guider.utils.errors import GuiderError, did_you_mean
+from recbole_guider.utils.paths import user_path
 
 MODALITY_KEYS = ("file", "ids", "columns", "encoder", "dim", "seed")
 DEFAULT_DIM = 64

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recbole_guider.errors import GuiderError
-from recbole_guider.whole_files import require_folder
+from recbole_guider.utils.atomic_io import require_folder
+from recbole_guider.utils.errors import GuiderError
 
 
 def check_name(name: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from recbole_guider.data.features import ItemFeatures
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 _MAX_ROUNDS = 200
 _MAX_CELLS = 200_000_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,14 @@ import pandas as pd
 import yaml
 from recbole.utils import FeatureType, init_seed
 
-from recbole_guider import DEFAULT_DATASET
-from recbole_guider.command_lines import files_argument, run_command
-from recbole_guider.config import GuiderConfig
 from recbole_guider.data.convert import SPLITS
 from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of
 from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.data.tables import read_atomic
-from recbole_guider.errors import GuiderError
-from recbole_guider.resources import dataset_configs_dir
-from recbole_guider.sources import merge
-from recbole_guider.yaml_files import read_yaml, write_yaml
+from recbole_guider.utils.arguments import files_argument, run_command
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.resources import dataset_configs_dir
+from recbole_guider.utils.yaml_files import write_yaml
 
 #: Settings of the source that say how a run on the copy is measured.
 _MEASURED_BY = ("metrics", "topk", "valid_metric", "eval_mask", "stopping_step")
@@ -33,11 +30,7 @@ _COLUMNS = {
 
 
 def write_noisy_copy(
-    dataset: str | None,
-    config_files: Sequence[str],
-    command_line: Sequence[str],
-    to: str | Path,
-    name: str | None = None,
+    config: Any, to: str | Path, name: str | None = None, *, guider_block: Mapping[str, Any] | None = None
 ) -> Path:
     """Write a noisy copy of a data set.
 
@@ -46,18 +39,17 @@ def write_noisy_copy(
     ``<name>.item`` where the source loads them, ``<name>.injected.inter`` and ``<name>.deleted.inter`` (user and item
     of the pairs that were added and taken out); and ``<to>/<name>.yaml``, which names all of it. In a run on the copy,
     ``noise.recorded`` in that file tells which pairs were injected, so that GUIDER reports how well it found them.
-    Where the package has a guider block for the source, ``<to>/<name>/guider.yaml`` holds it, for runs with GUIDER: in
-    ``<name>.yaml`` it would put GUIDER around every model that is run on the copy.
+    ``<to>/<name>/guider.yaml`` holds ``guider_block``, for runs with GUIDER: in ``<name>.yaml`` it would put GUIDER
+    around every model that is run on the copy.
 
     The splits are those that a run with the same settings and seed has: the copy gives a run the same data as the
     ``noise`` block gives in memory. Everything is moved into place at the end: a failure leaves nothing behind.
 
     Args:
-        dataset: the source's name; None: what the files say, else the default.
-        config_files: property files.
-        command_line: settings as ``--key=value``, such as ``--noise.interactions=0.2``.
+        config: a GuiderConfig of the source, whose ``noise`` block says what is done to it.
         to: folder to write into, made if need be.
         name: of the copy; default ``<dataset>-noisy``.
+        guider_block: GUIDER's settings for the source, where there are some.
 
     Returns:
         Path of the YAML file.
@@ -66,7 +58,6 @@ def write_noisy_copy(
         GuiderError: nothing to do, a target that exists, a column that cannot be written, or as a run raises.
     """
     to = Path(to)
-    config = _config(dataset, config_files, command_line)
     noise = noise_of(config)
     amounts = (noise.interactions, noise.deleted, noise.features, noise.gaussian)
     if not any(any(amount.values()) if isinstance(amount, dict) else amount for amount in amounts):
@@ -122,33 +113,15 @@ def write_noisy_copy(
         header = f"# A noisy copy of {config['dataset']}, made by `recbole-guider noise` with\n"
         header += f"# {noise.model_dump()}\n"
         header += f"# Run: {run_command('run_recbole_guider.py', yaml_file, name)}\n"
-        block = _chosen_for_guider(config["dataset"])
-        if block:
-            write_yaml({"guider": block}, inside / "guider.yaml", f"GUIDER's defaults on {config['dataset']}.")
+        if guider_block:
+            title = f"GUIDER's defaults on {config['dataset']}."
+            write_yaml({"guider": dict(guider_block)}, inside / "guider.yaml", title)
             both = files_argument(yaml_file, to / name / "guider.yaml")
             header += f"# With GUIDER as on {config['dataset']}: {both}\n"
         header += "\n"
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
         text_file.write_text(header + text, "utf-8")
     return yaml_file
-
-
-def _config(dataset: str | None, config_files: Sequence[str], command_line: Sequence[str]) -> GuiderConfig:
-    in_files: dict[str, Any] = {}
-    for file in config_files:
-        in_files.update(read_yaml(file))
-    # the simplest model: only its data are made
-    return GuiderConfig(
-        "BPR", dataset or in_files.get("dataset", DEFAULT_DATASET), list(config_files), {"guider": False},
-        command_line=command_line,
-    )
-
-
-def _chosen_for_guider(dataset: str) -> dict[str, Any]:
-    """The guider block that the package has for a data set, but for what a copy has in it or says itself."""
-    file = dataset_configs_dir() / f"{dataset}.yaml"
-    block = merge({}, read_yaml(file)).get("guider") if file.is_file() else None
-    return {key: value for key, value in (block or {}).items() if key not in ("noise", "eval_mask")}
 
 
 def _interactions(part: GuiderDataset, fields: Sequence[str]) -> pd.DataFrame:

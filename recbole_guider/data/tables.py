@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 
 def read_table(path: Path, separator: str, encoding: str = "utf-8", **options: Any) -> pd.DataFrame:

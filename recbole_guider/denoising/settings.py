@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from recbole_guider.errors import GuiderError, did_you_mean
-from recbole_guider.settings import NonNegative, OwnAs, Positive, Settings, validated
+from recbole_guider.guider.settings import OwnAs
+from recbole_guider.utils.errors import GuiderError, did_you_mean
+from recbole_guider.utils.settings import NonNegative, Positive, Settings, validated
 
 LossForm = Literal["bpr", "bce", "softmax"]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_guider.checkpoint import PlainCheckpoints
-from recbole_guider.errors import GuiderError
-from recbole_guider.model.denoised import INTERACTION
+from recbole_guider.denoising.model import INTERACTION
+from recbole_guider.training.checkpoint import PlainCheckpoints
+from recbole_guider.utils.errors import GuiderError
 
 
 class DenoisingTraining(PlainCheckpoints):
-    """Mixed into a RecBole trainer to train a :class:`~recbole_guider.model.denoised.Denoised`.
+    """Mixed into a RecBole trainer to train a :class:`~recbole_guider.denoising.model.Denoised`.
 
     The epoch loop is RecBole's. Batches carry the number of each training interaction, the method is told of every
     epoch, and the optimisers that a method keeps for itself are saved and restored with the backbone's.

@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph.operator import DEGREE_EPSILON, INT32_MAX, SparseOperator
+from recbole_guider.utils.errors import GuiderError
 
 ArrayLike: TypeAlias = np.ndarray | Tensor | Sequence[int]
 

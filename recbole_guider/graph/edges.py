@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph.operator import csr_tensor
+from recbole_guider.utils.errors import GuiderError
 
 __all__ = ["Edges"]
 

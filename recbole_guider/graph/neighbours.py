@@ -10,8 +10,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph.operator import DEGREE_EPSILON, SparseOperator, degree_normalised
+from recbole_guider.utils.errors import GuiderError
 
 # Similarities closer than this are one value in float32, so the lower item id wins.
 _TIE = 4 * torch.finfo(torch.float32).eps

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 # Added to every degree before the inverse square root, as RecBole's LightGCN and FREEDOM do.
 DEGREE_EPSILON = 1e-7

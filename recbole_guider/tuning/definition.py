@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from recbole_guider.sources import BLOCKS, merge
+from recbole_guider.config.merging import BLOCKS, merge
 from recbole_guider.tuning.space import Space, read_space
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recbole_guider import compat
+from recbole_guider.utils import compat
 
 compat.apply()  # before Ray's modules, which some of the shims are for
 

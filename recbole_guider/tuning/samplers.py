@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.tuning.definition import SweepDefinition
+from recbole_guider.utils.errors import GuiderError
 
 SAMPLERS = ("random", "grid", "hyperopt", "optuna")
 SCHEDULERS = ("asha", "pbt", "none")

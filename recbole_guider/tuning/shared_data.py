@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import GuiderDataset, build_dataset, dataset_settings
-from recbole_guider.yaml_files import write_yaml
+from recbole_guider.utils.yaml_files import write_yaml
 
 #: Different data sets that stay in Ray's memory at a time; a space may vary settings of the data.
 _KEPT = 8

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from recbole_guider.errors import GuiderError
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.yaml_files import read_yaml
 
 #: How many numbers each kind of range takes.
 _BOUNDS = {"uniform": 2, "loguniform": 2, "quniform": 3, "int": 2}

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
-from recbole_guider.checks import check_valid_metric
-from recbole_guider.command_lines import run_command
-from recbole_guider.config import GuiderConfig
-from recbole_guider.errors import GuiderError, did_you_mean
-from recbole_guider.sources import BLOCKS, merge
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.merging import BLOCKS, merge
+from recbole_guider.config.validation import check_valid_metric
 from recbole_guider.tuning import ray_api
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.journal import FAILED, FINISHED, STOPPED, UNFINISHED, Journal, TrialRecord, winner
@@ -34,8 +32,10 @@ from recbole_guider.tuning.space import Space, read_space
 from recbole_guider.tuning.tables import evaluation_table, trial_table, write_tables
 from recbole_guider.tuning.trial import run_trial
 from recbole_guider.tuning.winner import best_settings, test_winner, write_best
-from recbole_guider.whole_files import require_folder
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.utils.arguments import run_command
+from recbole_guider.utils.atomic_io import require_folder
+from recbole_guider.utils.errors import GuiderError, did_you_mean
+from recbole_guider.utils.yaml_files import read_yaml
 
 #: What trials must have in common to be compared, and what belongs to a single run.
 _OF_ALL_TRIALS = (
@@ -100,7 +100,8 @@ def tune_guider(
         address: of a running Ray cluster (``auto``, or ``host:port``); default: this machine alone.
         resume: go on with the sweep in ``out``. What else is given must be as it was.
         verbose: print a line for every trial that ends.
-        command_line: ``--key=value`` arguments, as :class:`~recbole_guider.config.GuiderConfig` takes them.
+        command_line: ``--key=value`` arguments, as :class:`~recbole_guider.config.guider_config.GuiderConfig`
+            takes them.
 
     Returns:
         ``best_trial``, ``best_settings``, ``best_valid_score``, ``best_valid_result``, ``test_result`` (means over the

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from recbole_guider.checkpoint import random_state, restore_random_state
-from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
-from recbole_guider.trainer import share_calibrations
+from recbole_guider.training.checkpoint import random_state, restore_random_state
+from recbole_guider.training.trainer import share_calibrations
 from recbole_guider.tuning import ray_api
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.lockstep import Lockstep
 from recbole_guider.tuning.shared_data import configuration, unpack
-from recbole_guider.yaml_files import write_yaml
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.yaml_files import write_yaml
 
 #: The file of a trial's checkpoint that says where the trial was.
 _PROGRESS = "progress.json"

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from recbole_guider.checkpoint import load, plain, save
 from recbole_guider.quick_start import _prepare, replay
+from recbole_guider.training.checkpoint import load, plain, save
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.journal import FINISHED, TrialRecord
 from recbole_guider.tuning.shared_data import configuration, unpack
-from recbole_guider.yaml_files import write_yaml
+from recbole_guider.utils.yaml_files import write_yaml
 
 
 def best_settings(record: TrialRecord, definition: SweepDefinition) -> dict[str, Any]:

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from recbole.utils import get_model, get_trainer
 
-from recbole_guider.cli import main, run_script
-from recbole_guider.config import GuiderConfig
+from recbole_guider.cli.main import main, run_script
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.convert import convert
 from recbole_guider.data.dataset import build_dataset, prepare_data
-from recbole_guider.errors import GuiderError
-from recbole_guider.resources import dataset_configs_dir
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.resources import dataset_configs_dir
 
 SPLITS = ("train", "valid", "test")
 

@@ -12,8 +12,8 @@ from recbole.data.dataset import Dataset
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_guider.data.dataset import GuiderDataset, build_dataset, noise_of, prepare_data
-from recbole_guider.errors import GuiderError
-from recbole_guider.evaluation import MemoryBatchedEvalDataLoader
+from recbole_guider.data.eval_mask import MemoryBatchedEvalDataLoader
+from recbole_guider.utils.errors import GuiderError
 
 
 def pairs_of(dataset):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from recbole.data.dataset import Dataset
 
-from recbole_guider.calibration import calibrate_dataset
 from recbole_guider.data.dataset import GuiderDataset
 from recbole_guider.data.features import ItemFeatures, modality_blocks, require_content
-from recbole_guider.errors import GuiderError
+from recbole_guider.guider.calibration import calibrate_dataset
+from recbole_guider.utils.errors import GuiderError
 
 N_ITEMS = 20
 

@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from recbole_guider.data.features import ItemFeatures
 from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 
 @pytest.fixture

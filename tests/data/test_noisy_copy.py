@@ -10,8 +10,8 @@ import pytest
 import yaml
 from recbole.utils import init_seed
 
-from recbole_guider.cli import COMMANDS, main
-from recbole_guider.config import GuiderConfig
+from recbole_guider.cli.main import COMMANDS, main
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset
 
 NOISE = {"interactions": 0.3, "items": "uniform", "deleted": 0.2, "features": {"image": 0.5}, "gaussian": 0.25}
@@ -157,7 +157,7 @@ def test_what_the_package_has_guider_do_on_the_source_holds_for_the_copy(
     (known / "toy.yaml").write_text(
         "guider: {dbpr: {temperature: 0.3, batch_size: 64}, teacher: BPR, eval_mask: mmrec, noise: {deleted: 0.1}}\n"
     )
-    for module in ("config", "data.noisy_copy"):
+    for module in ("config.guider_config", "cli.noise"):
         monkeypatch.setattr(f"recbole_guider.{module}.dataset_configs_dir", lambda: known)
     assert main(["noise", "--dataset=toy", f"--config_files={source}", f"--to={tmp_path / 'copies'}",
                  "--noise.interactions=0.2"]) == 0
@@ -208,7 +208,7 @@ def test_mistakes_are_told_and_leave_nothing(
 
 
 def test_recorded_pairs_must_exist(source: Path, tmp_path: Path) -> None:
-    from recbole_guider.errors import GuiderError
+    from recbole_guider.utils.errors import GuiderError
 
     with pytest.raises(GuiderError, match=r"noise\.recorded is nowhere: there is no file"):
         splits_of("toy", source, noise={"recorded": "nowhere"})

@@ -12,14 +12,14 @@ from recbole.data.interaction import Interaction
 from resuming import assert_resumes_exactly
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.denoising.methods import METHODS
+from recbole_guider.denoising.model import INTERACTION
 from recbole_guider.denoising.settings import OWN_FORM, SETTINGS, DenoisingSettings
-from recbole_guider.errors import GuiderError
-from recbole_guider.model.denoised import INTERACTION
 from recbole_guider.quick_start import _prepare
-from recbole_guider.resources import properties_dir
-from recbole_guider.yaml_files import read_yaml
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.resources import properties_dir
+from recbole_guider.utils.yaml_files import read_yaml
 
 #: Three items are sampled for every observed one.
 THREE_SAMPLED = {"distribution": "uniform", "sample_num": 3, "alpha": 1.0, "dynamic": False, "candidate_num": 0}

@@ -13,7 +13,7 @@ from recbole.data.interaction import Interaction
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity
 
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.features import ItemFeatures
 from recbole_guider.denoising.base import Logits
 from recbole_guider.denoising.bod import alignment, gradient_matching, uniformity, weighted_ranking_loss
@@ -26,8 +26,8 @@ from recbole_guider.denoising.damrs import (
 )
 from recbole_guider.denoising.dcf import corrected_loss, corrections, damped, lower_bound
 from recbole_guider.denoising.deca import bernoulli_kl, deca_loss
+from recbole_guider.denoising.model import INTERACTION
 from recbole_guider.denoising.sgdl import clean_share, gumbel_selection, memorised_pairs
-from recbole_guider.model.denoised import INTERACTION
 from recbole_guider.quick_start import _prepare
 
 
@@ -487,7 +487,7 @@ def test_the_graph_of_behaviour_counts_common_users() -> None:
 
 
 def test_da_mrs_needs_content_and_leaves_padding_alone(toy: dict[str, Any]) -> None:
-    from recbole_guider.errors import GuiderError
+    from recbole_guider.utils.errors import GuiderError
 
     with pytest.raises(GuiderError, match="data set 'toy' has no content"):
         trained("BPR", {**toy, "modalities": None}, "da-mrs")

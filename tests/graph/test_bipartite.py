@@ -11,7 +11,6 @@ import scipy.sparse as sp
 import torch
 from small_graphs import N_ITEMS, N_USERS
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph import (
     BipartiteGraph,
     bipartite,
@@ -21,6 +20,7 @@ from recbole_guider.graph import (
     prune_by_degree,
     user_item_block,
 )
+from recbole_guider.utils.errors import GuiderError
 
 
 def dense_adjacency(users, items, weights=None):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph import BipartiteGraph, Edges
+from recbole_guider.utils.errors import GuiderError
 
 SHAPE = (7, 5)
 

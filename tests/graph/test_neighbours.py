@@ -8,8 +8,8 @@ import scipy.sparse as sp
 import torch
 from small_graphs import lopsided
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph import agreeing_knn_graphs, combine, knn_graph, shrunk_cosine_graph, softmax_rows, union
+from recbole_guider.utils.errors import GuiderError
 
 
 def naive_knn(x, k, present, weighting="binary", exclude_self=False):

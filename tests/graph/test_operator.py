@@ -12,8 +12,8 @@ import scipy.sparse as sp
 import torch
 from small_graphs import N_ITEMS, N_USERS, lopsided
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph import SparseOperator, bipartite_adjacency, degree_normalised, propagate, propagate_mean
+from recbole_guider.utils.errors import GuiderError
 
 
 @pytest.mark.parametrize("n_layers", [0, 1, 2, 3])

@@ -22,7 +22,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from recbole_guider.model.contrast import info_nce
+from recbole_guider.models.contrast import info_nce
 
 
 def test_info_nce_against_a_loop() -> None:

@@ -11,9 +11,9 @@ from backbones import assert_padding_has_no_influence, built, losses_of_training
 from reference import reference
 from torch.nn.functional import logsigmoid, normalize
 
-import recbole_guider.model.damrs as damrs_module
-from recbole_guider.errors import GuiderError
-from recbole_guider.model.damrs import _NeighbourLoss
+import recbole_guider.models.damrs as damrs_module
+from recbole_guider.models.damrs import _NeighbourLoss
+from recbole_guider.utils.errors import GuiderError
 
 SETTINGS = {"knn_k": 4, "n_mm_layers": 2, "neighbour_weight": 0.1, "kl_weight": 0.5}
 

@@ -10,9 +10,9 @@ from backbones import built
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from recbole_guider.config.registry import get_model_class, list_models
 from recbole_guider.graph import neighbours
-from recbole_guider.model import damrs
-from recbole_guider.registry import get_model_class, list_models
+from recbole_guider.models import damrs
 
 MODELS = [name for name, *_ in list_models() if get_model_class(name).__module__.startswith("recbole_guider.")]
 

@@ -11,7 +11,7 @@ from reference import reference
 from test_models import built
 from torch.nn.functional import logsigmoid
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 
 def test_agrees_with_its_reference_at_every_stage(tmp_path: Path) -> None:

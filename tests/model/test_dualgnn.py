@@ -18,7 +18,7 @@ from backbones import (
 from reference import Reference, reference
 from torch.nn.functional import leaky_relu, normalize
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 
 def _placed(folder: Path) -> Reference:

@@ -13,7 +13,7 @@ from reference import reference
 from test_models import built, pairs_of
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 
 def test_agrees_with_its_reference(tmp_path: Path) -> None:

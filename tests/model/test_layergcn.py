@@ -10,7 +10,7 @@ import torch
 from reference import reference
 from test_models import built, dense_adjacency, pairs_of
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 
 def test_agrees_with_its_reference(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from backbones import (
 from reference import reference
 from torch.nn.functional import cosine_similarity, normalize
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 SETTINGS = {"n_hyper_layers": 2, "n_hyperedges": 3, "alpha": 0.7, "cl_weight": 0.01, "reg_weight": 0.1}
 

@@ -18,7 +18,7 @@ from backbones import (
 from reference import reference
 from torch.nn.functional import normalize
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 SETTINGS = {"knn_k": 4, "n_mm_layers": 2, "reg_weight": 0.1, "cl_weight": 0.1}
 

@@ -12,7 +12,7 @@ from reference import reference
 from test_models import built, dense_adjacency, pairs_of
 from torch.nn.functional import normalize
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 FORMS = [(fusion, weighting) for fusion in ("mean", "sum", "concat") for weighting in ("equal", "alpha", "normalized")]
 

@@ -17,7 +17,7 @@ from backbones import (
 from reference import reference
 from torch.nn.functional import leaky_relu, normalize
 
-from recbole_guider.errors import GuiderError
+from recbole_guider.utils.errors import GuiderError
 
 
 def test_agrees_with_its_reference(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from torch.nn.functional import logsigmoid, normalize
 
-from recbole_guider.calibration import CLEAN_PROBABILITY, attach
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
-from recbole_guider.errors import GuiderError
-from recbole_guider.losses import dbpr_loss
-from recbole_guider.model.fast_lightgcn import FastLightGCN
-from recbole_guider.model.freedom import FREEDOM
-from recbole_guider.profiles import Profiles
+from recbole_guider.guider.calibration import CLEAN_PROBABILITY, attach
+from recbole_guider.losses.dbpr import dbpr_loss
+from recbole_guider.models.fast_lightgcn import FastLightGCN
+from recbole_guider.models.freedom import FREEDOM
 from recbole_guider.quick_start import _prepare
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.interactions import Profiles
 
 
 def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:

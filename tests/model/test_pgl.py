@@ -18,9 +18,9 @@ from backbones import (
 from reference import Reference, reference
 from torch.nn.functional import normalize
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.graph import bipartite_adjacency
-from recbole_guider.model.pgl import principal_subgraph
+from recbole_guider.models.pgl import principal_subgraph
+from recbole_guider.utils.errors import GuiderError
 
 SETTINGS = {"knn_k": 4, "cl_weight": 0.1, "feature_dropout": 0.0}
 

@@ -12,10 +12,8 @@ from reference import Reference, reference
 from torch.nn.functional import kl_div, log_softmax, softmax
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.config import GuiderConfig
-from recbole_guider.errors import GuiderError
-from recbole_guider.quick_start import _prepare
-from recbole_guider.released import (
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.guider.released import (
     RELEASED,
     ReleasedTeacher,
     compared_modalities,
@@ -23,6 +21,8 @@ from recbole_guider.released import (
     min_norm_coefficients,
     row_divergence,
 )
+from recbole_guider.quick_start import _prepare
+from recbole_guider.utils.errors import GuiderError
 
 NAMES = {"user_embedding": "user_embedding", "item_id_embedding": "item_embedding"}
 

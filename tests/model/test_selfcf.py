@@ -11,8 +11,8 @@ from backbones import assert_padding_has_no_influence, built, losses_of_training
 from reference import reference
 from torch.nn.functional import cosine_similarity
 
-from recbole_guider.errors import GuiderError
-from recbole_guider.model.selfcf import AUGMENTATIONS
+from recbole_guider.models.selfcf import AUGMENTATIONS
+from recbole_guider.utils.errors import GuiderError
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)

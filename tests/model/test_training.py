@@ -10,10 +10,10 @@ import torch
 from resuming import assert_resumes_exactly
 
 from recbole_guider import list_models, load_data_and_model, run_recbole_guider
-from recbole_guider.config import GuiderConfig
-from recbole_guider.errors import GuiderError
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.registry import get_model_class
 from recbole_guider.quick_start import _prepare
-from recbole_guider.registry import get_model_class
+from recbole_guider.utils.errors import GuiderError
 
 OURS = [info for info in list_models() if get_model_class(info.name).__module__.startswith("recbole_guider.")]
 TRAINED = sorted(info.name for info in OURS if info.kind != "traditional")

@@ -13,15 +13,15 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.model.general_recommender import BPR, LightGCN, MultiVAE, NeuMF
 from torch.nn.functional import logsigmoid, normalize
 
-from recbole_guider.calibration import CLEAN_PROBABILITY, attach
-from recbole_guider.config import GuiderConfig
-from recbole_guider.distill import transport_plan
-from recbole_guider.errors import GuiderError
-from recbole_guider.losses import dbpr_loss
-from recbole_guider.model.freedom import FREEDOM
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.guider import distiller as distiller_module
+from recbole_guider.guider.calibration import CLEAN_PROBABILITY, attach
+from recbole_guider.losses.dbpr import dbpr_loss
+from recbole_guider.losses.distillation import transport_plan
+from recbole_guider.models.freedom import FREEDOM
+from recbole_guider.models.scoring import Scoring, as_in_evaluation, scoring_kind
 from recbole_guider.quick_start import _prepare
-from recbole_guider.teaching import distiller as distiller_module
-from recbole_guider.teaching.scoring import Scoring, as_in_evaluation, scoring_kind
+from recbole_guider.utils.errors import GuiderError
 
 
 def prepared(model: str, toy: dict[str, Any], **block: Any) -> tuple[Any, Any]:

@@ -11,9 +11,9 @@ from recbole.data.interaction import Interaction
 from torch.nn.functional import logsigmoid
 
 from recbole_guider import load_data_and_model
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.guider.weighting import PairLookup, ThinnedBatches
 from recbole_guider.quick_start import _prepare
-from recbole_guider.teaching.weighting import PairLookup, ThinnedBatches
 
 QUICK = {"calibration": {"learned": False, "anchors": 8}}
 

@@ -13,11 +13,10 @@ import pandas as pd
 import pytest
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.checkpoint import held_optimizers
-from recbole_guider.config import GuiderConfig
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset
-from recbole_guider.errors import GuiderError
 from recbole_guider.quick_start import _prepare
+from recbole_guider.training.checkpoint import held_optimizers
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.importance import setting_importance
 from recbole_guider.tuning.journal import Journal, winner
@@ -26,7 +25,8 @@ from recbole_guider.tuning.report import write_report
 from recbole_guider.tuning.shared_data import configuration, data_key, pack, unpack
 from recbole_guider.tuning.space import read_space
 from recbole_guider.tuning.tables import evaluation_table, trial_table, write_tables
-from recbole_guider.yaml_files import read_yaml, write_yaml
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.yaml_files import read_yaml, write_yaml
 
 
 def metrics(evaluation: int, score: float, best: float, over: bool = False) -> dict[str, Any]:

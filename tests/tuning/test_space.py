@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recbole_guider.errors import GuiderError
 from recbole_guider.tuning.space import read_space
+from recbole_guider.utils.errors import GuiderError
 
 
 def test_a_yaml_file_with_dotted_and_nested_keys(tmp_path: Path) -> None:

@@ -21,14 +21,14 @@ import ray
 import torch
 
 from recbole_guider import load_data_and_model, run_recbole_guider
-from recbole_guider.config import GuiderConfig
-from recbole_guider.errors import GuiderError
+from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.tuning import tune_guider
 from recbole_guider.tuning.journal import Journal
 from recbole_guider.tuning.shared_data import configuration
 from recbole_guider.tuning.space import read_space
 from recbole_guider.tuning.sweep import _check_unchanged, _common_settings, _define
-from recbole_guider.yaml_files import read_yaml, write_yaml
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.yaml_files import read_yaml, write_yaml
 
 MEMORY = 80_000_000
 
@@ -209,7 +209,7 @@ def command(toy: dict[str, Any], out: Path, *more: str) -> list[str]:
     """``recbole-guider tune`` of three trials on the toy data, one at a time."""
     write_yaml(toy, out.parent / "toy.yaml")
     write_yaml({"learning_rate": {"loguniform": [0.001, 0.1]}}, out.parent / "space.yaml")
-    program = "import sys; from recbole_guider.cli import main; sys.exit(main())"
+    program = "import sys; from recbole_guider.cli.main import main; sys.exit(main())"
     return [
         sys.executable, "-c", program, "tune", "--model=BPR", "--dataset=toy", "--config_files",
         str(out.parent / "toy.yaml"), "--space", str(out.parent / "space.yaml"), "--samples", "3",

@@ -1,0 +1,57 @@
+"""The settings of AMSC: ``guider.calibration``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recbole_guider.utils.settings import Settings
+
+#: The name of the behaviour modality among AMSC's weights and evidence.
+BEHAVIOUR = "behaviour"
+
+
+class CalibrationSettings(Settings):
+    """``guider.calibration``: which interactions are clean (AMSC)."""
+
+    method: Literal["amsc", "none"] = Field(default="amsc", description="none: every interaction counts as clean")
+    modalities: Literal["all"] | list[str] = Field(default="all", description="the modalities that are compared")
+    confidence: Literal["relative", "shared", "none"] = Field(
+        default="relative",
+        description="how an item's own modalities are compared: by anchor items, by plain cosine, or not at all",
+    )
+    weights: Literal["adaptive", "uniform"] = Field(
+        default="adaptive", description="how much each modality counts: by how well it separates, or all alike"
+    )
+    aggregation: Literal["mean", "topk"] = Field(
+        default="mean", description="how a profile's similarities are summed up"
+    )
+    topk: Annotated[int, Field(ge=1)] = Field(default=5, description="the most similar items that topk keeps")
+    decision: Literal["lfdr", "quantile", "zscore"] = Field(
+        default="lfdr", description="how scores become probabilities"
+    )
+    null_items: Literal["popularity", "uniform"] = Field(default="popularity", description="how null pairs draw items")
+    popularity: bool = Field(default=False, description="whether popularity and activity are evidence")
+    noise_rate: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = Field(
+        default=None, description="the share of noise; null: estimated"
+    )
+    noise_by: Literal["popularity", "none"] = Field(
+        default="popularity",
+        description="whether pairs of rare and of popular items have shares of noise of their own (decision: lfdr)",
+    )
+    min_profile: Annotated[int, Field(ge=2)] = Field(default=3, description="users with fewer items give no evidence")
+    anchors: Annotated[int, Field(ge=2)] = Field(default=512, description="the number of anchor items")
+    behaviour: bool = Field(default=True, description="whether co-occurrence is one more modality")
+    recalibrate_every: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="epochs between calibrations; 0: one only"
+    )
+    learned: bool = Field(
+        default=True, description="whether similarities learned from other users' profiles are further evidence"
+    )
+    nearest: bool = Field(
+        default=True, description="whether the most similar item of a profile is further evidence"
+    )
+    cache: str | None = Field(
+        default=None, description="a folder that keeps calibrations, so that none is computed twice"
+    )

@@ -1,0 +1,1 @@
+"""The commands of ``recbole-guider``: arguments in, one call, clear errors."""

@@ -1,0 +1,389 @@
+"""What is wrong with a configuration, found before anything is trained: names that nobody reads, and values that
+RecBole or a model would stumble over."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import recbole
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from recbole.evaluator import metric_types
+from recbole.evaluator.register import metric_information
+
+import recbole_guider
+from recbole_guider.utils.atomic_io import require_folder
+from recbole_guider.utils.errors import GuiderError, did_you_mean, nearest, one_of
+from recbole_guider.utils.resources import properties_dir
+from recbole_guider.utils.settings import NonNegative, Settings, Words, validated
+from recbole_guider.utils.yaml_files import read_yaml
+
+_RECBOLE = Path(recbole.__file__).resolve().parent
+_PACKAGE = Path(recbole_guider.__file__).resolve().parent
+
+# -- values -------------------------------------------------------------------------------------------------------
+
+
+class _Some(Settings):
+    """Settings among other ones."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+def _some(name: str, **fields: Any) -> type[Settings]:
+    """Settings of which any part may be given."""
+    optional: dict[str, Any] = {key: (annotation, None) for key, annotation in fields.items()}
+    return create_model(name, __base__=_Some, **optional)
+
+
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+_LOWER = BeforeValidator(lambda name: name.lower() if isinstance(name, str) else name)
+_Text = Annotated[str, Field(min_length=1)]
+_Names = Annotated[list[_Text], Words("a list of names")]
+_Mode = Annotated[str, Field(pattern=r"^(full|labeled|(uni|pop)[1-9]\d*)$")]
+
+
+class _Clipping(Settings):
+    """``clip_grad_norm``: what torch's function of that name takes."""
+
+    max_norm: float
+    norm_type: float = 2.0
+    error_if_nonfinite: bool = False
+    foreach: bool | None = None
+
+
+#: RecBole's settings, as far as a wrong value would be seen late or not at all.
+_RECBOLES = _some(
+    "RecBoleSettings",
+    seed=Annotated[int, Field(ge=0, le=2**32 - 1)],
+    worker=Natural,
+    epochs=Natural,
+    train_batch_size=Count,
+    learner=Annotated[Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"], _LOWER],
+    learning_rate=NonNegative,
+    weight_decay=NonNegative,
+    embedding_size=Count,
+    train_neg_sample_args=_some(
+        "NegativeSettings", sample_num=Count, alpha=NonNegative, dynamic=bool, candidate_num=Natural,
+        distribution=Literal["uniform", "popularity"],
+    ),
+    clip_grad_norm=_Clipping,
+    eval_step=int,
+    stopping_step=NonNegative,
+    loss_decimal_place=Natural,
+    metric_decimal_place=Natural,
+    eval_batch_size=Count,
+    eval_args=_some(
+        "EvaluationSettings", order=Literal["RO", "TO"], split=dict[str, Any] | None,
+        group_by=Annotated[Literal["user", "none"] | None, _LOWER],
+        mode=Annotated[
+            _Mode | dict[Literal["valid", "test"], _Mode],
+            Words("full, labeled, uni<N> or pop<N>, such as uni100; or valid and test with one of these each"),
+        ],
+    ),
+    metrics=Annotated[str | list[str], Words("a name or a list of names")],
+    topk=Annotated[Count | Annotated[list[Count], Field(min_length=1)], Words("a whole number >= 1 or a list of them")],
+    valid_metric=str,
+    backend=Literal["auto", "nccl", "gloo"],
+    state=str,
+    checkpoint_dir=Annotated[_Text, Words("the path of a folder")],
+    benchmark_filename=_Names | None,
+    additional_feat_suffix=_Names | None,
+    alias_of_user_id=_Names | None,
+    alias_of_item_id=_Names | None,
+)
+
+
+def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
+    """Raise if a setting of RecBole or a parameter of a model has a value that it cannot have.
+
+    Args:
+        final: settings, as they are before RecBole completes them.
+        model: the model whose property files say what its parameters are.
+        name: what the mapping is called in messages; empty for a whole configuration.
+
+    Raises:
+        GuiderError: the message names the key, the value and what is allowed.
+    """
+    values = dict(final)
+    negatives = values.get("train_neg_sample_args")
+    if isinstance(negatives, Mapping) and str(negatives.get("distribution", "uniform")).lower() == "none":
+        del values["train_neg_sample_args"]  # RecBole's word for none at all
+        negatives = None
+    for schema in (_RECBOLES, parameter_settings(model)):
+        validated(schema, {key: values[key] for key in schema.model_fields if key in values}, name)
+    evaluation = values.get("eval_args")
+    if isinstance(evaluation, Mapping) and "split" in evaluation and values.get("benchmark_filename") is None:
+        _check_split(evaluation["split"])
+    if isinstance(negatives, Mapping) and negatives.get("dynamic") and not negatives.get("candidate_num"):
+        raise GuiderError(
+            "train_neg_sample_args.dynamic is True, which draws the best of several candidates: set candidate_num to 1 "
+            "or more."
+        )
+    metrics = values.get("metrics", [])
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        _check_metric("metrics", metric)
+    if "valid_metric" in values:
+        _check_metric("valid_metric", values["valid_metric"].partition("@")[0])
+
+
+def _check_split(split: Any) -> None:
+    """Raise unless ``eval_args.split`` is one of RecBole's ways to split, with what it takes."""
+    if not isinstance(split, Mapping) or len(split) != 1 or not set(split) <= {"RS", "LS", "TS"}:
+        raise GuiderError(
+            f"eval_args.split is {split!r}: it must be a block of RS (three shares, at random), LS (the last ones of "
+            f"each user) or TS (three shares, by time), and of one of them only, e.g. {{'RS': [0.8, 0.1, 0.1]}}."
+        )
+    ((way, value),) = split.items()
+    if way == "LS":
+        one_of("eval_args.split.LS", value, ("valid_and_test", "valid_only", "test_only"))
+        return
+    shares = value if isinstance(value, list) else []
+    numbers = all(isinstance(share, (int, float)) and not isinstance(share, bool) and share >= 0 for share in shares)
+    if len(shares) != 3 or not numbers or shares[0] <= 0:
+        raise GuiderError(
+            f"eval_args.split.{way} is {value!r}: it must be a list of three shares, of training (above 0), validation "
+            f"and test, e.g. [0.8, 0.1, 0.1]."
+        )
+
+
+def _check_metric(key: str, metric: str) -> None:
+    if metric.lower() not in metric_types:
+        raise GuiderError(
+            f"{key} names {metric!r}, which is no metric of RecBole{did_you_mean(metric, metric_types, _ALIKE)} "
+            f"Allowed: {', '.join(metric_types)}."
+        )
+
+
+def measured(config: Any) -> dict[str, bool]:
+    """What an evaluation gives, such as ``recall@20`` -> whether it has a value for each user."""
+    results: dict[str, bool] = {}
+    for metric in map(str.lower, config["metrics"]):
+        needs = set(metric_information[metric])
+        # the metrics of whole lists are cut, too
+        names = [f"{metric}@{k}" for k in config["topk"]] if needs & {"rec.topk", "rec.items"} else [metric]
+        results |= dict.fromkeys(names, "rec.topk" in needs)
+    return results
+
+
+def check_valid_metric(config: Any) -> None:
+    """Raise unless ``valid_metric`` is among the results of an evaluation.
+
+    Raises:
+        GuiderError: it is not; the message has what is.
+    """
+    results = measured(config)
+    if config["valid_metric"].lower() not in results:
+        raise GuiderError(
+            f"valid_metric is {config['valid_metric']}, which metrics and topk do not give: it must be one of "
+            f"{', '.join(results)}."
+        )
+
+
+def check_outputs(config: Any) -> None:
+    """Raise if a run could not write its checkpoints or report to W&B.
+
+    Raises:
+        GuiderError: the message names the folder or the package.
+    """
+    require_folder(Path(config["checkpoint_dir"]), "checkpoint_dir")
+    if config["log_wandb"] and "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
+        raise GuiderError("log_wandb is True, but the package wandb is not installed: pip install wandb")
+
+
+# -- what property files say of a model's parameters --------------------------------------------------------------
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict[str, Any]}
+_LINE = re.compile(r"^(\w+):.*?#\s*\(([^)]*)\)", re.MULTILINE)
+
+
+def model_properties(name: str) -> list[Path]:
+    """The files of a model's defaults, RecBole's and this package's, as far as they exist."""
+    files = (_RECBOLE / "properties" / "model" / f"{name}.yaml", properties_dir() / "model" / f"{name}.yaml")
+    return [file for file in files if file.is_file()]
+
+
+def shared_properties() -> list[Path]:
+    """The files of the defaults that all models have, RecBole's and this package's."""
+    return [_RECBOLE / "properties" / "overall.yaml", properties_dir() / "overall.yaml"]
+
+
+@cache
+def parameter_settings(model: str) -> type[Settings]:
+    """A model's parameters with the types and ranges that the comments of its property files name.
+
+    A comment is ``(int)``, ``(float, 0 <= . < 1)``, ``(int, >= 1, or dict)`` and so on; a whole number is never
+    negative, and what is null by default may be null. RecBole's own comments do not tell whole numbers from others.
+    """
+    fields: dict[str, Any] = {}
+    for file in model_properties(model):
+        ours, defaults = file.is_relative_to(properties_dir()), read_yaml(file)
+        for key, comment in _LINE.findall(file.read_text("utf-8")):
+            annotation = _annotation(comment, ours)
+            if annotation is None:
+                continue
+            annotation = annotation | None if defaults.get(key) is None else annotation
+            if _is_valid(annotation, defaults.get(key)):  # KGIN's comment calls a word a number
+                fields[key] = annotation
+    return _some(f"{model}Settings", **fields)
+
+
+def _is_valid(annotation: Any, value: Any) -> bool:
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def _annotation(comment: str, ours: bool) -> Any:
+    """The type that a comment describes; None: it describes none that is checked."""
+    names = re.findall(r"[a-z]+", comment)
+    kinds = [name for name in names if name in _TYPES]
+    if "list" in names or not kinds or not ours and not set(kinds) <= {"int", "float"}:
+        return None
+    if not ours:
+        annotation: Any = Annotated[float, Field(allow_inf_nan=False)]
+        return annotation | None if "None" in comment else annotation
+    limits: dict[str, Any] = {"ge": 0} if "int" in kinds else {}
+    limits |= {"ge" if "=" in sign else "gt": float(low) for low, sign in re.findall(r"([\d.]+) (<=?) \.", comment)}
+    limits |= {"le" if "=" in sign else "lt": float(high) for sign, high in re.findall(r"\. (<=?) ([\d.]+)", comment)}
+    limits |= {"ge" if "=" in sign else "gt": float(low) for sign, low in re.findall(r"(>=?) ([\d.]+)", comment)}
+    union: Any = None
+    for kind in kinds:
+        part: Any = _TYPES[kind]
+        if kind == "int":
+            whole: dict[str, Any] = {sign: int(limit) for sign, limit in limits.items()}
+            part = Annotated[int, Field(**whole)]
+        elif kind == "float":
+            part = Annotated[float, Field(allow_inf_nan=False, **limits)]
+        union = part if union is None else union | part
+    return union | None if "null" in names else union
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+#: Settings of RecBole's trainers that a teacher may have of its own.
+_TEACHERS = (
+    "learner", "learning_rate", "weight_decay", "clip_grad_norm", "train_batch_size", "train_neg_sample_args",
+    "require_pow", "embedding_size", "loss_type",
+)
+#: How alike two names must be for one to be called a slip of the other; and in a file, which may hold anything, where
+#: there is no block under it.
+_ALIKE, _ALIKE_IN_FILES = 0.8, 0.88
+
+
+def unknown_keys(
+    given: Mapping[str, Any], files: Mapping[str, Any], known: Iterable[str], ours: Iterable[str], model_class: type
+) -> list[str]:
+    """Settings that neither RecBole nor this package nor the model reads, each with the key that may be meant.
+
+    Of files, which may hold the parameters of other models and programs, only what looks like a slip.
+
+    Args:
+        given: what the command line and ``config_dict`` set.
+        files: what property files set.
+        known: the keys of RecBole and of this run.
+        ours: this package's own keys: a slip in one of them would train another model than was asked for.
+        model_class: the model's.
+
+    Raises:
+        GuiderError: a key is close to one of ``ours``.
+    """
+    known, ours = set(known), list(ours)
+    suspects = [key for key in {**files, **given} if key not in known and not str(key).startswith("alias_of_")]
+    if not suspects:
+        return []
+    others = set(_keys_in_properties()) | _keys_in_code()
+    of_model = _words_of(model_class)
+    suspects = [key for key in suspects if of_model is None or key not in of_model]
+    # a file may serve many models; what is typed for one run is meant for its model
+    strangers = [key for key in suspects if key in given and key in _parameters_of_models() and of_model is not None]
+    suspects = [key for key in suspects if key not in others]
+    notes = []
+    for key in suspects:
+        sure = key in given or isinstance(files.get(key), Mapping)
+        near = nearest(key, ours, _ALIKE if sure else _ALIKE_IN_FILES)
+        if near is not None:
+            raise GuiderError(f"{key} is not a setting; did you mean {near}?")
+        near = nearest(key, known, _ALIKE)
+        if near is not None:
+            notes.append(f"{key} (did you mean {near}?)")
+        elif key in given and of_model is not None:
+            notes.append(str(key))
+    for key in strangers:
+        near = nearest(key, known, _ALIKE)
+        notes.append(f"{key} ({'a parameter of other models' if near is None else f'did you mean {near}?'})")
+    return notes
+
+
+def check_teacher_parameters(given: Mapping[str, Any], teacher: str, teacher_class: type) -> None:
+    """Raise if ``guider.teacher_parameters`` has a key that no model reads, or a value that the teacher cannot have.
+
+    Parameters of another model pass: a data set's file has those of its usual teacher.
+
+    Raises:
+        GuiderError: the message names the key, and what is allowed.
+    """
+    known = {*_TEACHERS, *(key for file in model_properties(teacher) for key in read_yaml(file))}
+    of_model = _words_of(teacher_class)
+    for key in given:
+        if key not in known | _keys_in_properties() and of_model is not None and key not in of_model:
+            raise GuiderError(
+                f"guider.teacher_parameters.{key} is not a parameter of {teacher}{did_you_mean(key, known, _ALIKE)} "
+                f"Allowed: {', '.join(sorted(known))}."
+            )
+    check_values(given, teacher, "guider.teacher_parameters")
+
+
+@cache
+def _keys_in_properties() -> frozenset[str]:
+    """The keys of every property file of RecBole and of this package."""
+    files = [*(_RECBOLE / "properties").rglob("*.yaml"), *properties_dir().rglob("*.yaml")]
+    keys = (re.findall(r"^(\w+):", file.read_text("utf-8"), re.MULTILINE) for file in files)
+    return frozenset(key for found in keys for key in found)
+
+
+@cache
+def _keys_in_code(models: bool = True) -> frozenset[str]:
+    """The keys that RecBole or this package reads from a configuration: some are in no property file.
+
+    ``models``: also what models alone read.
+    """
+    read = re.compile(r"""config(?:_dict)?(?:\[|\.get\()["'](\w+)["']|["'](\w+)["'] (?:not )?in (?:self\.)?config""")
+    files = [(folder, file) for folder in (_RECBOLE, _PACKAGE) for file in folder.rglob("*.py")]
+    of_models = {_RECBOLE / "model", _PACKAGE / "models"}
+    texts = (file.read_text("utf-8") for _, file in files if models or not of_models & set(file.parents))
+    return frozenset(key for text in texts for pair in read.findall(text) for key in pair if key)
+
+
+@cache
+def _parameters_of_models() -> frozenset[str]:
+    """The keys that only the property files of models have, and only models read."""
+    folders = (_RECBOLE / "properties" / "model", properties_dir() / "model")
+    keys = {str(key) for folder in folders for file in folder.glob("*.yaml") for key in read_yaml(file)}
+    shared = {str(key) for file in shared_properties() for key in read_yaml(file)}
+    return frozenset(keys - shared - _keys_in_code(models=False))
+
+
+@cache
+def _words_of(model_class: type) -> frozenset[str] | None:
+    """The quoted words in the modules of a model and of what it derives from; None: there is no source to be had."""
+    words: set[str] = set()
+    for module in {each.__module__ for each in model_class.__mro__}:
+        if module.partition(".")[0] in ("torch", "builtins"):
+            continue
+        try:
+            words.update(re.findall(r"[\"'](\w+)[\"']", inspect.getsource(sys.modules[module])))
+        except (KeyError, OSError, TypeError):
+            return None  # made in a console
+    return frozenset(words)
+
+

@@ -1,0 +1,38 @@
+"""The settings of what an experiment does to its training data: ``guider.noise``, and ``noise`` for any model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recbole_guider.utils.settings import NonNegative, Settings, UnitInterval
+
+#: The keys of the noise block that say how much.
+AMOUNTS = ("interactions", "deleted", "features", "gaussian")
+
+
+class NoiseSettings(Settings):
+    """``guider.noise``, and ``noise`` for any model: what an experiment does to the training data."""
+
+    interactions: NonNegative = Field(default=0.0, description="random pairs to add, as a share of the training pairs")
+    users: Literal["activity", "uniform"] = Field(default="activity", description="how added pairs draw users")
+    items: Literal["popularity", "uniform", "clickbait"] = Field(
+        default="popularity", description="how added pairs draw items; clickbait: from few items only"
+    )
+    clickbait_items: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=0.01, description="the share of the catalogue that clickbait draws from"
+    )
+    deleted: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.0, description="the share of the training pairs that is taken out"
+    )
+    features: UnitInterval | dict[str, UnitInterval] = Field(
+        default=0.0, description="the share of items whose content features are shuffled; a number, or one per modality"
+    )
+    gaussian: UnitInterval | dict[str, UnitInterval] = Field(
+        default=0.0, description="the share of items whose content features become Gaussian noise; as above"
+    )
+    recorded: str | None = Field(
+        default=None, description="a file of training pairs that are known to be noise, to score their detection"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of all of it")

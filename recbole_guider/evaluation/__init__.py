@@ -1,0 +1,1 @@
+"""What is made of evaluations: detection of noise, significance."""

@@ -1,0 +1,1 @@
+"""Losses as pure functions of tensors: DBPR, distillation by optimal transport and by KL."""

@@ -1,1 +1,0 @@
-"""The recommenders: backbones, teacher and the GUIDER wrapper."""

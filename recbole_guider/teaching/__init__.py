@@ -1,1 +1,0 @@
-"""How a teacher and a student learn, whatever models they are; ``model/guider.py`` puts it together."""

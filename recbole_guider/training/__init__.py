@@ -1,0 +1,1 @@
+"""Training: trainers, checkpoints, mirror gradient, several processes."""
