@@ -277,4 +277,4 @@ for name in names:
 print(load_data_and_model.__module__, get_model("GUIDER_BPR").__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-2:] == ["recbole_guider.integration.hooks", "GUIDER_BPR"]
+    assert done.stdout.split()[-2:] == ["recbole_guider.integration.hooks", "Guider"]

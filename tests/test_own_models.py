@@ -97,10 +97,11 @@ sys.path[:0] = [{str(Path(__file__).parent)!r}]
 from recbole_guider import load_data_and_model, register_model
 from test_own_models import OwnPairs
 register_model(OwnPairs)
-print(type(load_data_and_model({result["model_file"]!r})[1]).__name__)
+model = load_data_and_model({result["model_file"]!r})[1]
+print(type(model).__name__, model.backbone.__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "GUIDER_OwnPairs"
+    assert done.stdout.split()[-2:] == ["Guider", "OwnPairs"]
 
 
 def test_a_registered_name_works_everywhere(toy: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from recbole_guider.config.registry import (
     backbone_class,
     check_trainable,
     get_model_class,
-    guided,
     is_ours,
     know,
 )
@@ -113,6 +112,25 @@ class GuiderConfig(Config):
         if self._unknown and distributed.is_main():
             warn_once(f"settings that nothing reads: {', '.join(self._unknown)}")
         del self._command_line, self._stored, self._sources, self._unknown
+        #: what the run trains: the model itself, or what GUIDER or a denoising method puts around it
+        self.model_class = self._trained_class()
+
+    @property
+    def backbone_class(self) -> type:
+        """The class of the model itself, ``config["backbone"]``."""
+        return self._backbone_class
+
+    def _trained_class(self) -> type:
+        # imported here: plain models need nothing of them
+        if self.denoising_settings is not None:
+            from recbole_guider.denoising.model import Denoised
+
+            return Denoised
+        if self._guider_on:
+            from recbole_guider.guider.model import Guider
+
+            return Guider
+        return self._backbone_class
 
     # -- reading the sources
     # ------------------------------------------------------------------------------------------
@@ -188,8 +206,7 @@ class GuiderConfig(Config):
             named = given.startswith(PREFIX)
             backbone = backbone_class(given)
         else:
-            named = given.__name__.startswith(PREFIX) and hasattr(given, "backbone")
-            backbone = getattr(given, "backbone", given) if named else given
+            named, backbone = False, given
             know(backbone)
         # what the user said; a block among the defaults gives values, but does not switch GUIDER on
         block = self.external_config_dict.get("guider")
@@ -205,10 +222,10 @@ class GuiderConfig(Config):
                     f"backbone learns from an interaction; switch one off (denoising: none, or guider: false)."
                 )
             check_trainable(backbone, "a denoising method is for")
-            return name, _denoised(backbone), dataset_name
-        if not self._guider_on:
-            return name, backbone, dataset_name
-        return PREFIX + name, guided(backbone), dataset_name
+        elif self._guider_on:
+            check_trainable(backbone, "GUIDER denoises")
+            name = PREFIX + name
+        return name, backbone, dataset_name
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(self._backbone_name, self._backbone_class, dataset)
@@ -506,18 +523,9 @@ class GuiderConfig(Config):
             _stored=stored,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # GUIDER_<Backbone> classes are made on request: pickle finds the backbone by name, not them
-        return {key: value for key, value in self.__dict__.items() if key != "model_class"}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         know(self._backbone_class)
-        self.model_class = self._backbone_class
-        if self.model.startswith(PREFIX) and self._guider_on:
-            self.model_class = guided(self._backbone_class)
-        elif self.denoising_settings is not None:
-            self.model_class = _denoised(self._backbone_class)
 
 
 def is_our_run(
@@ -627,10 +635,3 @@ def _device_request(final: Mapping[str, Any]) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", request):
         raise GuiderError(f"device is {device!r}: it must be auto, cpu, cuda or cuda:N.")
     return request
-
-
-def _denoised(backbone: type) -> type:
-    # imported here: plain models need nothing of it
-    from recbole_guider.denoising.model import denoised_class
-
-    return denoised_class(backbone)

@@ -54,10 +54,11 @@ def get_model_class(name: str) -> type:
     """The class of a model.
 
     Args:
-        name: a model of this package, else one of RecBole's; ``GUIDER_<either>`` gives the denoised model.
+        name: a model of this package, else one of RecBole's.
 
     Returns:
-        The class, to be made with ``(config, dataset)``.
+        The class, to be made with ``(config, dataset)``; for ``GUIDER_<Backbone>`` that is
+        :class:`~recbole_guider.guider.model.Guider`, which finds its backbone in the configuration.
 
     Raises:
         GuiderError: no model has that name (the message has the nearest names), it needs a package that is
@@ -66,20 +67,10 @@ def get_model_class(name: str) -> type:
     backbone = backbone_class(name)
     if not name.startswith(PREFIX):
         return backbone
-    return guided(backbone)
-
-
-def guided(backbone: type) -> type:
-    """The class of GUIDER around the class of a model.
-
-    Raises:
-        GuiderError: GUIDER cannot wrap it.
-    """
     check_trainable(backbone, "GUIDER denoises")
-    # imported here: it imports the teacher's class through this module
-    from recbole_guider.guider.model import guider_class
+    from recbole_guider.guider.model import Guider  # plain models need nothing of it
 
-    return guider_class(backbone)
+    return Guider
 
 
 def backbone_class(name: str) -> type:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -36,17 +35,17 @@ class Denoised(FactorisedRecommender):
     models, all of ``calculate_loss`` but the ranking loss, whose module is replaced by one that only reads the scores
     it is called with. With the ``softmax`` form the model is trained on cosines, so it is also scored by cosines.
 
-    Concrete classes, one for each backbone, come from :func:`denoised_class`.
+    Its backbone is ``config.backbone_class``; to RecBole it is of the backbone's type.
 
     Raises:
         GuiderError: the backbone has no scores of pairs, or the method or the form needs matrices that it lacks, or the
             method keeps count of what it sees and mirror_gradient shows it batches twice.
     """
 
-    backbone: type
-
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        self.backbone: type = config.backbone_class
+        self.type, self.input_type = config["MODEL_TYPE"], config["MODEL_INPUT_TYPE"]
         self.settings: DenoisingSettings = config.denoising_settings
         name = self.backbone.__name__
         self.sampling: dict[str, Any] = config["train_neg_sample_args"]
@@ -82,12 +81,15 @@ class Denoised(FactorisedRecommender):
         if self.settings.form == "softmax" and self.settings.own_as == "ignore":
             self.profiles = Profiles(users.numpy(), items.numpy(), self.n_users, self.n_items)
         #: whether the loader gives pairs of an observed and a sampled item, or pairs with a label
-        self.pairwise = self.backbone.input_type == InputType.PAIRWISE  # type: ignore[attr-defined]  # RecBole's
+        self.pairwise = self.input_type == InputType.PAIRWISE
         width = self._matrix_width() if method.needs_matrices else 0
         self.method = method(
             Context(self.settings, config, dataset, users.long(), items.long(), self.n_users, self.n_items, width,
                     self, self.recommender)
         )
+
+    def _get_name(self) -> str:
+        return f"Denoised_{self.backbone.__name__}"
 
     @torch.no_grad()
     def _matrix_width(self) -> int:
@@ -229,16 +231,3 @@ def _read_scores(model: nn.Module, name: str, method: str) -> _ScoreReader:
     reader = _ScoreReader(pairwise=not isinstance(module, nn.BCEWithLogitsLoss))
     setattr(model, child, reader)
     return reader
-
-
-@cache
-def denoised_class(backbone: type) -> type:
-    """The class of a denoised ``backbone``; called Denoised<Backbone>, with the backbone's RecBole types."""
-    attributes = {
-        "backbone": backbone,
-        "type": backbone.type,  # type: ignore[attr-defined]  # RecBole's models declare it
-        "input_type": backbone.input_type,  # type: ignore[attr-defined]
-        "__doc__": f"{backbone.__name__} with a denoising method; see :class:`Denoised`.",
-        "__module__": __name__,
-    }
-    return type(f"Denoised{backbone.__name__}", (Denoised,), attributes)

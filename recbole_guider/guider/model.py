@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from logging import getLogger
 from typing import Any
 
@@ -48,13 +47,13 @@ class Guider(FactorisedRecommender):
     A trainer finds everything that the backbone has here, too: RecBole's trainers of single models call methods of
     theirs (NCL's ``e_step``, RecVAE's ``update_prior``).
 
-    Concrete classes, one for each backbone, come from :func:`guider_class`.
+    Its backbone is ``config.backbone_class``; to RecBole it is of the backbone's type.
     """
-
-    backbone: type
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        self.backbone: type = config.backbone_class
+        self.type, self.input_type = config["MODEL_TYPE"], config["MODEL_INPUT_TYPE"]
         self.settings: GuiderSettings = config.guider_settings
         self.parts = parts_of(self.settings.variant)
         # The student first: with the same seed it starts from the same values as the plain model.
@@ -85,6 +84,9 @@ class Guider(FactorisedRecommender):
         self._teacher_scores = False
         self._pairs = users, items
         self._set_up_histories(len(users), seed)
+
+    def _get_name(self) -> str:
+        return f"GUIDER_{self.backbone.__name__}"
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -442,17 +444,3 @@ def _samples_beside_ranking(model: nn.Module | None) -> bool:
 def _beside_ranking(model: FactorisedRecommender, encoding: Encoding, interaction: Interaction) -> Tensor | float:
     """What a model learns beside its ranking loss."""
     return model.auxiliary_loss(encoding, interaction) + model.regulariser(encoding, interaction)
-
-
-@cache
-def guider_class(backbone: type) -> type:
-    """The class of GUIDER around ``backbone``; called GUIDER_<Backbone>, with the backbone's RecBole types."""
-    attributes = {
-        "backbone": backbone,
-        "type": backbone.type,  # type: ignore[attr-defined]  # RecBole's models declare it
-        "__doc__": f"GUIDER around {backbone.__name__}; see :class:`Guider`.",
-        "__module__": __name__,
-    }
-    if hasattr(backbone, "input_type"):  # else RecBole goes by loss_type
-        attributes["input_type"] = backbone.input_type
-    return type(f"GUIDER_{backbone.__name__}", (Guider,), attributes)

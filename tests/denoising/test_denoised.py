@@ -280,8 +280,8 @@ def test_every_method_trains_on_every_form_and_learns(method: str, form: str, to
     result = run("LightGCN", toy, {"method": method, "loss_form": form}, epochs=12)
     # five of forty items at random would give .125; a taste has ten items
     assert result["test_result"]["recall@5"] > 0.3
-    _, model, _, _, _, test = load_data_and_model(result["model_file"])
-    assert type(model).__name__ == "DenoisedLightGCN"
+    config, model, _, _, _, test = load_data_and_model(result["model_file"])
+    assert type(model).__name__ == "Denoised" and config.backbone_class.__name__ == "LightGCN"
 
 
 @pytest.mark.parametrize("model", ["FREEDOM", "BPR", "NGCF", "NeuMF"])

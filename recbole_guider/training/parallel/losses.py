@@ -84,7 +84,7 @@ class WholeBatchLoss:
         self.is_dealt = difference <= self.tolerance
         if not self.is_dealt and distributed.is_main():
             getLogger().warning(
-                f"{self.name} of {type(self.model).__name__} is no mean over the rows of a batch (its gradient differs "
+                f"{self.name} of {self.model._get_name()} is no mean over the rows of a batch (its gradient differs "
                 f"by {difference:.0e} between a batch and its parts): every process computes the whole batch. Training "
                 f"is right, but not faster than in one process; evaluation is."
             )
