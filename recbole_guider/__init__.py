@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from recbole_guider.integration import hooks
-from recbole_guider.utils import compat
+from recbole_guider.utils import compat, requirements
 
 __version__ = "0.1.0"
 #: What a run trains, and on which data, when nothing is said.
@@ -22,6 +23,9 @@ __all__ = [
 compat.apply()
 hooks.apply()
 
+if _missing := requirements.recbole_is_missing():
+    warnings.warn(f"{_missing} (recbole_guider.amsc, .graph and .losses work without)", stacklevel=2)
+
 _HOMES = {
     "list_models": "recbole_guider.config.registry",
     "load_data_and_model": "recbole_guider.quick_start",
@@ -36,5 +40,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
+        if unmet := requirements.unmet():
+            raise ImportError(unmet)
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def run_cell(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
     progress = read_progress(saved)
     if progress is None or not progress.continues_in(here):
         shutil.rmtree(saved, ignore_errors=True)
-        progress = Progress(here, started=datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        progress = Progress(here, started=datetime.now(UTC).isoformat(timespec="seconds"))
     with _inside(scratch):  # logs go there, too
         row, users = _train_and_test(config, folder / "calibrations", progress, last_checkpoint(saved))
     made = {name: value for name, value in progress.made_by.items() if name != "code"}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL, __version__
+from recbole_guider.utils import requirements
 from recbole_guider.utils.arguments import is_setting, run_command, split_files
 from recbole_guider.utils.errors import GuiderError, ProcessFailed
 
@@ -29,6 +30,8 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace, list[str]], None]
     #: whether settings of the form ``--key=value`` may follow
     takes_settings: bool = False
+    #: whether it needs RecBole
+    needs_recbole: bool = True
     #: what ``recbole-guider <command> --help`` says above and below the arguments; the help where empty
     description: str = ""
     epilog: str = ""
@@ -88,6 +91,9 @@ def _require_values(settings: Sequence[str]) -> None:
 
 
 def _guarded(command: Command, arguments: argparse.Namespace, rest: list[str]) -> int:
+    if unmet := requirements.unmet(command.needs_recbole):
+        print(f"error: {unmet}", file=sys.stderr)
+        return 2
     try:
         _require_values(rest)
         command.run(arguments, rest)
@@ -320,7 +326,7 @@ Settings that all trials share can follow as --key=value. A search space is a fi
     ),
     "calibrate": Command(
         "say of each interaction of a log in parquet files whether it is noise", _add_calibrate_arguments, _calibrate,
-        takes_settings=True,
+        takes_settings=True, needs_recbole=False,
         description="AMSC on parquet files of any size, on this machine or on a Ray cluster, without training a model.",
         epilog="""\
   recbole-guider calibrate log/*.parquet --feature text=text.npy --feature image=image.npy,ids.txt --out calibrated

@@ -1,0 +1,46 @@
+"""Whether what is installed is what this package works with, by its own metadata: setup.py alone lists requirements."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from importlib.util import find_spec
+
+from packaging.requirements import Requirement
+
+_NAME = "recbole-guider"
+#: RecBole goes beside this package without its own requirements, whose pins cannot be met on Python 3.12 and newer.
+_RECBOLE = "recbole==1.2.1"
+
+
+def recbole_is_missing() -> str:
+    """A sentence that says how to install RecBole, where it is not installed; else empty. Imports nothing."""
+    if find_spec("recbole") is not None:
+        return ""
+    return f"RecBole is not installed, which this needs: pip install --no-deps {_RECBOLE}"
+
+
+def unmet(needs_recbole: bool = True) -> str:
+    """A sentence about the first requirement that is missing, too old or too new; empty: there is none.
+
+    Args:
+        needs_recbole: whether RecBole is one of them; the calibrator on arrays and parquet files works without.
+    """
+    if needs_recbole and (missing := recbole_is_missing()):
+        return missing
+    try:
+        declared = [Requirement(text) for text in metadata.requires(_NAME) or ()]
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        declared = []
+    declared = [each for each in declared if each.marker is None or each.marker.evaluate({"extra": ""})]
+    for requirement in [*declared, *([Requirement(_RECBOLE)] if needs_recbole else [])]:
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            return f"{requirement.name} is not installed, which {_NAME} needs: pip install '{requirement}'"
+        if not requirement.specifier.contains(version, prereleases=True):
+            return (
+                f"{requirement.name} {version} is installed, and {_NAME} needs {requirement.name}"
+                f"{requirement.specifier}: pip install {'--no-deps ' if requirement.name == 'recbole' else ''}"
+                f"'{requirement}'"
+            )
+    return ""

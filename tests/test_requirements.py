@@ -1,0 +1,82 @@
+"""What is said where a requirement is missing, too old or too new; what works without RecBole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+import recbole_guider
+from recbole_guider.cli.main import main
+from recbole_guider.utils import requirements
+
+
+def without_recbole(code: str) -> subprocess.CompletedProcess[str]:
+    """``code`` in a process in which importing RecBole fails."""
+    hidden = "import sys; sys.modules['recbole'] = None\n"
+    return subprocess.run([sys.executable, "-c", hidden + code], capture_output=True, text=True)
+
+
+def declare(monkeypatch: pytest.MonkeyPatch, *declared: str) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda name: list(declared))
+
+
+def test_everything_that_is_declared_is_here() -> None:
+    assert requirements.unmet() == ""
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ("no-such-library>=3", ["no-such-library is not installed", "pip install 'no-such-library>=3'"]),
+        ("numpy>=99", [f"numpy {metadata.version('numpy')}", "needs numpy>=99", "pip install 'numpy>=99'"]),
+        ("numpy<1", [f"numpy {metadata.version('numpy')}", "needs numpy<1"]),
+    ],
+)
+def test_one_sentence_names_the_library_and_what_to_install(
+    declared: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declare(monkeypatch, "torch>=1", declared, 'never-asked>=1; extra == "test"')
+    with pytest.raises(ImportError) as error:
+        _ = recbole_guider.run_recbole_guider
+    assert main(["models"]) == 2
+    told = capsys.readouterr().err
+    for word in words:
+        assert word in str(error.value) and word in told
+    assert told.startswith("error: ") and told.count("\n") == 1
+
+
+def test_other_requirements_of_extras_and_other_pythons_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(monkeypatch, 'never-asked>=1; extra == "test"', 'never-asked>=1; python_version < "3"')
+    assert requirements.unmet() == ""
+
+
+def test_without_recbole_importing_says_how_to_install_it() -> None:
+    done = without_recbole("import recbole_guider")
+    assert done.returncode == 0 and "pip install --no-deps recbole==1.2.1" in done.stderr
+    done = without_recbole("from recbole_guider import run_recbole_guider")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: RecBole is not installed")
+    done = without_recbole("from recbole_guider.cli.main import main; sys.exit(main(['models']))")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: RecBole is not installed")
+
+
+def test_calibrator_graphs_and_losses_work_without_recbole() -> None:
+    code = """
+import numpy as np, torch
+from recbole_guider.amsc import calibrate, calibrate_parquet
+from recbole_guider.graph import bipartite_adjacency, knn_graph
+from recbole_guider.losses.dbpr import dbpr_loss
+from recbole_guider.losses.distillation import ot_distillation_loss
+rng = np.random.default_rng(0)
+pairs = np.unique(rng.integers(0, [30, 20], size=(300, 2)), axis=0)
+found = calibrate(pairs[:, 0], pairs[:, 1], {"text": rng.normal(size=(20, 4))}, n_users=30, n_items=20)
+assert len(found.clean_probability) == len(pairs) and not any(name.startswith("recbole.") for name in sys.modules)
+bipartite_adjacency(pairs[:, 0], pairs[:, 1], 30, 20)
+knn_graph(rng.normal(size=(20, 4)).astype(np.float32), 3)
+"""
+    done = without_recbole(code)
+    assert done.returncode == 0, done.stderr
