@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
 from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.trainers import trainer_class
 from recbole_guider.config.validation import check_outputs, check_valid_metric
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.evaluation.detection import detection_line
@@ -21,7 +22,6 @@ from recbole_guider.models.base import require_sampled_items
 from recbole_guider.training.checkpoint import load, load_model
 from recbole_guider.training.parallel.launch import Processes, launch
 from recbole_guider.training.parallel.trainer import require_same_data
-from recbole_guider.training.trainer import trainer_class
 from recbole_guider.utils import distributed
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.yaml_files import read_yaml

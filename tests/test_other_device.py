@@ -23,11 +23,11 @@ from resuming import assert_resumes
 
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.config.registry import get_model_class, list_models
+from recbole_guider.config.trainers import trainer_class
 from recbole_guider.denoising.settings import SETTINGS
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.losses.distillation import ot_distillation_loss
 from recbole_guider.quick_start import _prepare, load_data_and_model, run_recbole_guider
-from recbole_guider.training.trainer import trainer_class
 
 OURS = [
     info.name

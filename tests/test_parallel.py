@@ -23,11 +23,11 @@ from torch import nn
 
 import recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.trainers import trainer_class, trainer_of
 from recbole_guider.quick_start import _prepare
 from recbole_guider.training.parallel import evaluation
 from recbole_guider.training.parallel.launch import Processes, launch
 from recbole_guider.training.parallel.losses import WholeBatchLoss
-from recbole_guider.training.trainer import trainer_class, trainer_of
 from recbole_guider.utils import distributed
 from recbole_guider.utils.batch_parts import BatchPart
 from recbole_guider.utils.errors import GuiderError, ProcessFailed
@@ -265,7 +265,7 @@ def test_what_cannot_be_shared_out_is_an_error(
 ) -> None:
     config = GuiderConfig(config_dict={**settings, **more}, command_line=[])
     assert issubclass(trainer_class(config), Trainer)
-    monkeypatch.setattr("recbole_guider.training.trainer.is_parallel", lambda: True)
+    monkeypatch.setattr("recbole_guider.config.trainers.is_parallel", lambda: True)
     with pytest.raises(GuiderError, match=message):
         trainer_class(config)
     with pytest.raises(GuiderError, match=r"recbole-guider run --nproc"):

@@ -31,11 +31,11 @@ from recbole_guider.data.features import ItemFeatures, beside_data, load_item_fe
 from recbole_guider.data.noise import delete_interactions, gaussian_features, inject_interactions, shuffle_features
 from recbole_guider.data.settings import NoiseSettings
 from recbole_guider.data.tables import read_atomic, read_table
-from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.utils.arguments import files_argument
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.interactions import pair_keys
 from recbole_guider.utils.recbole_errors import recboles_errors
+from recbole_guider.utils.settings import validated
 
 # RecBole's own: under these names it has functions that call the ones below
 create_dataset, data_preparation = inspect.unwrap(create_dataset), inspect.unwrap(data_preparation)
@@ -441,13 +441,7 @@ def noise_of(config: Any) -> NoiseSettings:
     Raises:
         GuiderError: an unknown key, or a value of the wrong type or out of range.
     """
-    if not config["noise"]:
-        return NoiseSettings()
-    try:
-        settings = GuiderSettings.from_block({"noise": config["noise"]})
-    except GuiderError as error:
-        raise GuiderError(str(error).replace("guider.noise", "noise")) from None
-    return NoiseSettings() if settings is None else settings.noise
+    return validated(NoiseSettings, config["noise"] or {}, "noise")
 
 
 def _disturb(datasets: list[GuiderDataset], noise: NoiseSettings) -> None:

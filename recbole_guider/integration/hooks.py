@@ -45,7 +45,7 @@ def _model_names(utils: ModuleType) -> None:
 
         if not is_ours(model_name):
             return recbole_get_trainer(model_type, model_name)
-        from recbole_guider.training.trainer import trainer_of
+        from recbole_guider.config.trainers import trainer_of
 
         return trainer_of(model_type, model_name)
 

@@ -21,14 +21,12 @@ from recbole.utils import early_stopping, get_trainer, set_color
 from tqdm import tqdm
 
 from recbole_guider.amsc import Calibration, Level
-from recbole_guider.config.registry import PREFIX
-from recbole_guider.denoising.training import DenoisingTraining
 from recbole_guider.evaluation.detection import detection_line
 from recbole_guider.guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
 from recbole_guider.guider.weighting import ThinnedBatches, reads_histories
 from recbole_guider.training.checkpoint import PlainCheckpoints, load_optimizers, optimizer_states
 from recbole_guider.training.mirror_gradient import MirrorGradientTrainer
-from recbole_guider.training.parallel.trainer import ParallelTraining, require_dealable, require_exact
+from recbole_guider.training.parallel.trainer import ParallelTraining, require_dealable
 from recbole_guider.utils.distributed import is_parallel, once
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.paths import user_path
@@ -390,9 +388,24 @@ def _own_trainer(config: Any, teacher: Any) -> Trainer | None:
     config["log_wandb"] = False  # the run's trainer does
     if is_parallel():
         require_dealable(trainer, config["model"])
-        return _with(ParallelTraining, trainer)(config, teacher)
+        return with_training(ParallelTraining, trainer)(config, teacher)
     mirrored = type(f"Mirror{trainer.__name__}", (trainer, MirrorGradientTrainer), {"__module__": __name__})
     return mirrored(config, teacher)
+
+
+@cache
+def with_training(training: type, trainer: type) -> type:
+    """A trainer of RecBole with one of this package's trainings mixed in, and mirror gradient below it.
+
+    Args:
+        training: :class:`GuiderTraining`, ``PlainCheckpoints``, ``ParallelTraining`` or a denoising method's.
+        trainer: RecBole's ``Trainer``, or one that derives from it.
+    """
+    if (training, trainer) == (GuiderTraining, Trainer):
+        return GuiderTrainer
+    # a trainer of RecBole's own derives from Trainer: in the order of bases MirrorGradientTrainer comes between the two
+    bases = (training, MirrorGradientTrainer) if trainer is Trainer else (training, trainer, MirrorGradientTrainer)
+    return type(f"{training.__name__}{trainer.__name__}", bases, {"__module__": __name__})
 
 
 def share_calibrations(trainer: Any, folder: Path) -> None:
@@ -404,45 +417,3 @@ def share_calibrations(trainer: Any, folder: Path) -> None:
     """
     if isinstance(trainer, GuiderTraining) and trainer.calibration_cache is None:
         trainer.calibration_cache = folder
-
-
-@cache
-def _with(mixin: type, trainer: type) -> type:
-    # a trainer of RecBole's own derives from Trainer: in the order of bases MirrorGradientTrainer comes between the two
-    bases = (mixin, MirrorGradientTrainer) if trainer is Trainer else (mixin, trainer, MirrorGradientTrainer)
-    return type(f"{mixin.__name__}{trainer.__name__}", bases, {"__module__": __name__})
-
-
-def trainer_class(config: Any) -> type:
-    """The trainer of a run: RecBole's choice for the backbone, with GUIDER's or a denoising method's training."""
-    if is_parallel():
-        require_exact(config)
-    if config.denoising_settings is not None:
-        trainer = inspect.unwrap(get_trainer)(config["MODEL_TYPE"], config["backbone"])
-        if trainer is not Trainer:
-            raise GuiderError(
-                f"denoising is {config.denoising_settings.method}: {config['backbone']} has a trainer of its own "
-                f"({trainer.__name__}), which a method cannot change."
-            )
-        return _with(DenoisingTraining, trainer)
-    return _trainer(config["MODEL_TYPE"], config["backbone"], config.guider_settings is not None)
-
-
-def trainer_of(model_type: Any, name: str) -> type:
-    """The trainer of a model of this package, or of ``GUIDER_<Backbone>``."""
-    if is_parallel():
-        raise GuiderError(
-            f"RecBole's own functions seed every process differently, so {name} would not train as in one process: "
-            f"start several with recbole-guider run --nproc, or recbole_guider.quick_start.run."
-        )
-    return _trainer(model_type, name.removeprefix(PREFIX), name.startswith(PREFIX))
-
-
-def _trainer(model_type: Any, backbone: str, guided: bool) -> type:
-    trainer = inspect.unwrap(get_trainer)(model_type, backbone)  # RecBole's own: under that name it has trainer_of
-    if is_parallel():
-        require_dealable(trainer, backbone)
-        trainer = _with(ParallelTraining, trainer)
-    if not guided:
-        return _with(PlainCheckpoints, trainer)
-    return GuiderTrainer if trainer is Trainer else _with(GuiderTraining, trainer)

@@ -18,10 +18,11 @@ from recbole.utils import init_seed
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.config.registry import get_model_class, list_models
+from recbole_guider.config.trainers import trainer_class
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.models.scoring import Scoring, trainable
 from recbole_guider.quick_start import _prepare
-from recbole_guider.training.trainer import GuiderTraining, trainer_class
+from recbole_guider.training.trainer import GuiderTraining
 from recbole_guider.utils.errors import GuiderError
 
 MODELS = [

@@ -329,7 +329,7 @@ def test_a_machine_that_refuses_the_server_is_asked_again(
 
     def strategy(node: str, soft: bool) -> Any:
         asked.append(node)
-        return real(node if len(asked) > 1 else "f" * len(node), soft=soft)  # as from a machine that does not know it
+        return real(node if len(asked) > 1 else "a" * len(node), soft=soft)  # as from a machine that does not know it
 
     monkeypatch.setattr(scheduling_strategies, "NodeAffinitySchedulingStrategy", strategy)
     result = tune_guider(
