@@ -246,3 +246,23 @@ def test_the_shims_arrive_whichever_is_imported_first(order):
 def test_importing_the_package_does_not_import_recbole():
     code = "import recbole_guider, sys; assert not {'recbole', 'torch', 'ray', 'pandas'} & set(sys.modules)"
     _run(code)
+
+
+def test_graph_models_are_made_without_a_warning_of_torch(toy: dict) -> None:
+    """Also where torch has removed the constructor that it warns of."""
+    program = f"""
+import sys, torch, warnings
+if len(sys.argv) > 1:
+    del torch.sparse.FloatTensor
+import recbole_guider
+from recbole.quick_start import run_recbole
+settings = {toy!r}
+sys.argv = sys.argv[:1]
+with warnings.catch_warnings(record=True) as told:
+    run_recbole("NGCF", "toy", config_dict={{**settings, "epochs": 0, "node_dropout": 0.1}})
+print([str(each.message) for each in told if "sparse" in str(each.message)])
+"""
+    for arguments in ([], ["removed"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "[]"

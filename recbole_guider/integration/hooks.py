@@ -8,15 +8,13 @@ Then the function of this package does the work; otherwise RecBole's own does, u
 latter functions finds its model and its trainer by the name of the model: what the name does not say, ``Config``
 refuses.
 
-Nothing of RecBole is copied. A function is wrapped in the module that defines it, right after that module has been
-imported (:func:`recbole_guider.utils.compat.after_import`), so that whoever imports it from there gets the wrapped one,
-and a module that imported it before this package gets it in place of RecBole's; ``inspect.unwrap`` gives RecBole's.
+Nothing of RecBole is copied, and only RecBole's modules change: :data:`PLACES` has every name that is another one
+afterwards. A script that took a name out of RecBole before it imported this package keeps RecBole's own function.
+``inspect.unwrap`` of a function gives RecBole's.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -27,30 +25,20 @@ from recbole_guider.utils import compat
 
 def apply() -> None:
     """Put all of it in place, now or when RecBole's modules are imported; a second call does nothing."""
-    _there_before.update(name for name in _HOOKS if name in sys.modules)
-    for name, hook in _HOOKS.items():
-        compat.after_import(name, hook)
+    for name in PLACES:
+        compat.after_import(name, _put)
+    compat.after_import("recbole.config.configurator", _configuration)
 
 
-def _model_names(utils: ModuleType) -> None:
-    @functools.wraps(utils.get_model)
-    def get_model(model_name: str) -> type:
-        from recbole_guider.config.registry import get_model_class, is_ours
-
-        return get_model_class(model_name) if is_ours(model_name) else recbole_get_model(model_name)
-
-    @functools.wraps(utils.get_trainer)
-    def get_trainer(model_type: Any, model_name: str) -> type:
-        from recbole_guider.config.registry import is_ours
-
-        if not is_ours(model_name):
-            return recbole_get_trainer(model_type, model_name)
-        from recbole_guider.config.trainers import trainer_of
-
-        return trainer_of(model_type, model_name)
-
-    recbole_get_model, recbole_get_trainer = utils.get_model, utils.get_trainer
-    _replace({recbole_get_model: get_model, recbole_get_trainer: get_trainer}, utils)
+def _put(module: ModuleType) -> None:
+    """Put our functions in the places of ``module``; the first place that a function of RecBole has is its own."""
+    for name in PLACES[module.__name__]:
+        ours, theirs = globals()[name], vars(module)[name]
+        if theirs is ours:
+            continue
+        if not hasattr(ours, "__wrapped__"):
+            ours.__wrapped__, ours.__doc__ = theirs, theirs.__doc__
+        setattr(module, name, ours)
 
 
 def _configuration(configurator: ModuleType) -> None:
@@ -69,29 +57,40 @@ def _configuration(configurator: ModuleType) -> None:
     Config.__new__ = staticmethod(__new__)
 
 
-def _data(data_utils: ModuleType) -> None:
-    @functools.wraps(data_utils.create_dataset)
-    def create_dataset(config: Any) -> Any:
-        if not _is_ours(config):
-            return recbole_create_dataset(config)
-        from recbole_guider.data.dataset import build_dataset
-
-        return build_dataset(config)
-
-    @functools.wraps(data_utils.data_preparation)
-    def data_preparation(config: Any, dataset: Any) -> Any:
-        if not _is_ours(config):
-            return recbole_data_preparation(config, dataset)
-        from recbole_guider.data.dataset import prepare_data
-
-        return prepare_data(config, dataset)
-
-    recbole_create_dataset, recbole_data_preparation = data_utils.create_dataset, data_utils.data_preparation
-    _replace({recbole_create_dataset: create_dataset, recbole_data_preparation: data_preparation}, data_utils)
+# What stands in RecBole's places. They are sent to other processes (Ray's workers, spawned ones), where pickle finds a
+# function by its module and name: these are this module's, so that whoever unpickles one imports this package.
 
 
-# RecBole's whole runs. They are sent to other processes (Ray's workers, spawned ones), where pickle finds a function by
-# its module and name: these are this module's, so that whoever unpickles one imports this package.
+def get_model(model_name: str) -> type:
+    from recbole_guider.config.registry import get_model_class, is_ours
+
+    return get_model_class(model_name) if is_ours(model_name) else _recboles(get_model)(model_name)
+
+
+def get_trainer(model_type: Any, model_name: str) -> type:
+    from recbole_guider.config.registry import is_ours
+
+    if not is_ours(model_name):
+        return _recboles(get_trainer)(model_type, model_name)
+    from recbole_guider.config.trainers import trainer_of
+
+    return trainer_of(model_type, model_name)
+
+
+def create_dataset(config: Any) -> Any:
+    if not _is_ours(config):
+        return _recboles(create_dataset)(config)
+    from recbole_guider.data.dataset import build_dataset
+
+    return build_dataset(config)
+
+
+def data_preparation(config: Any, dataset: Any) -> Any:
+    if not _is_ours(config):
+        return _recboles(data_preparation)(config, dataset)
+    from recbole_guider.data.dataset import prepare_data
+
+    return prepare_data(config, dataset)
 
 
 def run_recbole(
@@ -133,16 +132,6 @@ def load_data_and_model(model_file: Any) -> Any:
     return load_ours(model_file)
 
 
-_RUNS: tuple[Callable[..., Any], ...] = (run_recbole, objective_function, load_data_and_model)
-
-
-def _whole_runs(quick_start: ModuleType) -> None:
-    wrapped = {getattr(quick_start, function.__name__): function for function in _RUNS}
-    for recboles, function in wrapped.items():
-        functools.update_wrapper(function, recboles, assigned=("__doc__",))
-    _replace(wrapped, quick_start)
-
-
 def _report(metrics: Mapping[str, Any]) -> None:
     """Tell Ray Tune of a trial's metrics, as RecBole's function does for its own models."""
     from recbole_guider.tuning.ray_api import report
@@ -152,7 +141,8 @@ def _report(metrics: Mapping[str, Any]) -> None:
 
 def _recboles(function: Callable[..., Any]) -> Callable[..., Any]:
     """What RecBole has under the name of one of these functions."""
-    import recbole.quick_start.quick_start  # noqa: F401  # a process that has unpickled the function may not have it yet
+    # a process that has unpickled the function may not have it yet
+    import recbole.quick_start.quick_start  # noqa: F401
 
     wrapped: Callable[..., Any] = vars(function)["__wrapped__"]
     return wrapped
@@ -169,37 +159,17 @@ def _is_ours(config: Any) -> bool:
     return asked or is_ours(config["model"])
 
 
-def _replace(wrapped: Mapping[Callable[..., Any], Callable[..., Any]], home: ModuleType) -> None:
-    """Put functions in the place of those of ``home``, there and wherever these have been imported to.
-
-    Args:
-        wrapped: a function of RecBole -> ours.
-        home: their module. Where it was there before this package, not only RecBole may have taken names out of it, but
-            a script, or a notebook, too.
-    """
-    # a shim may have wrapped a function already
-    ours = {id(each): wrapper for theirs, wrapper in wrapped.items() for each in (theirs, inspect.unwrap(theirs))}
-    for package, module in [("recbole", home), *((name.partition(".")[0], each) for name, each in _loaded())]:
-        if package != "recbole" and (home.__name__ not in _there_before or package == "recbole_guider"):
-            continue
-        # past __getattribute__, by which a lazy module would load itself
-        names: dict[str, Any] = object.__getattribute__(module, "__dict__")
-        for name, value in list(names.items()):
-            if id(value) in ours:
-                names[name] = ours[id(value)]
-
-
-def _loaded() -> list[tuple[str, ModuleType]]:
-    # without the objects of other kinds that some packages put there for themselves
-    return [(name, module) for name, module in list(sys.modules.items()) if issubclass(type(module), ModuleType)]
-
-
-#: RecBole's modules that were imported before this package.
-_there_before: set[str] = set()
-
-_HOOKS: dict[str, Callable[[ModuleType], None]] = {
-    "recbole.utils.utils": _model_names,
-    "recbole.config.configurator": _configuration,
-    "recbole.data.utils": _data,
-    "recbole.quick_start.quick_start": _whole_runs,
+_MODELS = ("get_model", "get_trainer")
+_DATA = ("create_dataset", "data_preparation")
+_RUNS = ("run_recbole", "objective_function", "load_data_and_model")
+#: Module of RecBole -> the names in it that are functions of this module afterwards, home first. Beside
+#: them ``recbole.config.configurator.Config`` makes a ``GuiderConfig`` where a run is ours.
+PLACES: dict[str, tuple[str, ...]] = {
+    "recbole.utils.utils": _MODELS,
+    "recbole.utils": _MODELS,
+    "recbole.config.configurator": ("get_model",),
+    "recbole.data.utils": _DATA,
+    "recbole.data": _DATA,
+    "recbole.quick_start.quick_start": (*_MODELS, *_DATA, *_RUNS),
+    "recbole.quick_start": _RUNS,
 }

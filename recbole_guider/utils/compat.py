@@ -385,6 +385,20 @@ def ncl_without_faiss(ncl_module: ModuleType) -> None:
     ncl_module.NCL.run_kmeans = run_kmeans
 
 
+def torch_sparse_constructor(recbole: ModuleType) -> None:
+    """Keep ``torch.sparse.FloatTensor``, by which RecBole's graph models build their adjacencies, and silence it.
+
+    Why: torch deprecates it, and warns of it at every model that is made; a user of RecBole can do nothing about it.
+    Can go when RecBole calls torch.sparse_coo_tensor.
+    """
+    import torch
+
+    for said in (r"torch\.sparse\.SparseTensor", "Sparse invariant checks", "Creating a tensor from a list of numpy"):
+        warnings.filterwarnings("ignore", said, UserWarning, module=r"recbole\.")
+    if not hasattr(torch.sparse, "FloatTensor"):
+        torch.sparse.FloatTensor = torch.sparse_coo_tensor
+
+
 def sampling_within_epoch(dataloader_module: ModuleType) -> None:
     """Let the models of this package tell dynamic negative sampling from an evaluation.
 
@@ -451,6 +465,7 @@ _SHIMS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "recbole.data.dataset.dataset": (pandas_reading, pandas_loading),
     "recbole.data.dataloader.abstract_dataloader": (sampling_within_epoch,),
     "recbole.evaluator.collector": (collected_counts,),
+    "recbole.model.abstract_recommender": (torch_sparse_constructor,),
     "recbole.model.general_recommender.ncl": (ncl_without_faiss,),
     "recbole.trainer.trainer": (torch_load_of_trainers, torch_amp),
     "recbole.quick_start.quick_start": (torch_load_of_quick_start,),
