@@ -16,7 +16,7 @@ from recbole_guider.amsc.evidence import adaptive_weights
 from recbole_guider.amsc.factor_training import learn_factors
 from recbole_guider.amsc.learned import PARTS, RIDGE, half_whitened, held_out_ridge, joined_content, learn_embeddings
 from recbole_guider.amsc.lesson import NULL_DRAWS
-from recbole_guider.amsc.profiles import build_profiles, draw_null_pairs
+from recbole_guider.amsc.profiles import Candidates, build_profiles, draw_null_pairs
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import confidence, normalise_modality
 from recbole_guider.utils.errors import GuiderError
@@ -63,7 +63,7 @@ def inject(users, items, n_users, n_items, ratio, seed):
     return np.concatenate([users, new[:, 0]]), np.concatenate([items, new[:, 1]]), noise
 
 
-def run(users, items, features, n_users, n_items, seed=0, embeddings=None, **settings) -> Calibration:
+def run(users, items, features, n_users, n_items, seed=0, **settings) -> Calibration:
     return calibrate(
         users,
         items,
@@ -72,7 +72,6 @@ def run(users, items, features, n_users, n_items, seed=0, embeddings=None, **set
         n_items=n_items,
         settings=CalibrationSettings(**settings),
         seed=seed,
-        behaviour_embeddings=embeddings,
     )
 
 
@@ -107,37 +106,36 @@ def naive_similarities(user, i, other, units, profiles, degree, c):
     return result
 
 
-def naive_scores(pairs, units, profiles, degree, c, weights, topk=None):
-    """(score, parts) of (user, item, left out) triples by a double loop."""
-    scores, parts = [], {name: [] for name in weights}
+def naive_scores(pairs, units, profiles, degree, c, weights):
+    """(score, parts) of (user, item, left out) triples by a double loop; ``nearest.<name>``: the largest similarity."""
+    scores, parts = [], {name: [] for name in (*weights, *(f"nearest.{name}" for name in units))}
     for user, item, left_out in pairs:
         rest = [other for other in profiles[user] if other != left_out]
         each = [naive_similarities(user, item, other, units, profiles, degree, c) for other in rest]
         for name in weights:
-            values = sorted((s[name] for s in each), reverse=True)[:topk]
-            parts[name].append(np.mean(values) if values else 0.0)
-        total = sorted((sum(weights[n] * s[n] for n in weights) for s in each), reverse=True)[:topk]
+            parts[name].append(np.mean([s[name] for s in each]) if each else 0.0)
+        for name in units:
+            parts[f"nearest.{name}"].append(max((s[name] for s in each), default=0.0))
+        total = [sum(weights[n] * s[n] for n in weights) for s in each]
         scores.append(np.mean(total) if total else 0.0)
     return np.array(scores), {name: np.array(values) for name, values in parts.items()}
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "topk"])
 @pytest.mark.parametrize("names", [("image",), ("image", "text"), ("image", "text", "sound")])
 @pytest.mark.parametrize("behaviour", [True, False])
-def test_scores_equal_a_double_loop(aggregation, names, behaviour):
+def test_scores_equal_a_double_loop(names, behaviour):
     users, items, features, n_users, n_items = world(40, 30, seed=1, dims=(12, 8, 300), sizes=(1, 25))
     features = {name: features[name] for name in names}
     missing = np.arange(n_items) % 5 != 0
     features["image"] = (np.where(missing[:, None], features["image"], np.nan), missing)
     users, items = np.append(users, users[:7]), np.append(items, items[:7])
-    result = run(users, items, features, n_users, n_items, aggregation=aggregation, topk=3, behaviour=behaviour)
+    result = run(users, items, features, n_users, n_items, behaviour=behaviour)
 
     features["image"] = (np.where(missing[:, None], features["image"][0], 0), missing)
     units = {name: naive_unit(feature)[0] for name, feature in features.items()}
     profiles = {u: sorted(set(items[users == u].tolist())) for u in range(n_users)}
     degree = np.bincount([i for p in profiles.values() for i in p], minlength=n_items)
-    topk = 3 if aggregation == "topk" else None
-    common = (units, profiles, degree, result.confidence.astype(float), result.modality_weights, topk)
+    common = (units, profiles, degree, result.confidence.astype(float), result.modality_weights)
     assert list(result.modality_weights) == list(names) + ["behaviour"] * behaviour
 
     score, parts = naive_scores(list(zip(users, items, items, strict=True)), *common)
@@ -175,7 +173,7 @@ def test_confidence_by_relative_representations(dims):
     present = np.arange(n_items) % 4 != 0
     features["text"] = (features["text"], present)
     modalities = [normalise_modality(name, feature, n_items) for name, feature in features.items()]
-    got = confidence(modalities, kind="relative", anchors=50, rng=np.random.default_rng(3))
+    got = confidence(modalities, anchors=50, rng=np.random.default_rng(3))
     order = np.random.default_rng(3).permutation(n_items)
     units = [naive_unit(feature) for feature in features.values()]
     for i in range(n_items):
@@ -188,18 +186,6 @@ def test_confidence_by_relative_representations(dims):
             agreements.append(np.corrcoef(*r)[0, 1])
         expected = (1 + np.mean(agreements)) / 2 if agreements else 1.0
         assert got[i] == pytest.approx(expected, abs=1e-5)
-
-
-def test_confidence_shared():
-    rng = np.random.default_rng(0)
-    features = {"image": rng.normal(size=(20, 6)), "text": rng.normal(size=(20, 6))}
-    modalities = [normalise_modality(name, feature, 20) for name, feature in features.items()]
-    got = confidence(modalities, kind="shared", anchors=5, rng=rng)
-    (left, _), (right, _) = (naive_unit(feature) for feature in features.values())
-    np.testing.assert_allclose(got, (1 + np.sum(left * right, axis=1)) / 2, atol=1e-5)
-    modalities[1] = normalise_modality("text", rng.normal(size=(20, 5)), 20)
-    with pytest.raises(GuiderError, match="'image' has 6 and 'text' 5"):
-        confidence(modalities, kind="shared", anchors=5, rng=rng)
 
 
 def test_agreeing_modalities_are_trusted():
@@ -445,7 +431,7 @@ def test_fewer_pairs_of_rare_items_are_called_noise_where_they_hold_less_of_it()
     np.testing.assert_array_equal(both[0].clean_probability, both[1].clean_probability)
 
 
-@pytest.mark.parametrize("decision_name", ["lfdr", "quantile", "zscore"])
+@pytest.mark.parametrize("decision_name", ["lfdr", "quantile"])
 def test_probabilities_never_fall_as_a_similarity_rises(decision_name):
     users, items, features, n_users, n_items = world(sizes=(3, 30))
     rng = np.random.default_rng(0)
@@ -453,12 +439,7 @@ def test_probabilities_never_fall_as_a_similarity_rises(decision_name):
     if decision_name != "lfdr":
         order = np.argsort(result.score, kind="stable")
         p = result.clean_probability
-        if decision_name == "zscore":
-            size = np.bincount(users)[users]
-            for n in np.unique(size):
-                assert np.all(np.diff(p[order][size[order] == n]) >= -1e-6)
-        else:
-            assert np.all(np.diff(p[order]) >= -1e-6)
+        assert np.all(np.diff(p[order]) >= -1e-6)
         return
     names = list(result.evidence)
     observed = np.column_stack([result.evidence[n] for n in names] + [np.bincount(users)[users]]).astype(float)
@@ -499,7 +480,7 @@ def test_isotonic_ratio_follows_the_densities():
     np.testing.assert_allclose(np.log(got), x - 0.5, atol=0.25)
 
 
-@pytest.mark.parametrize("decision_name", ["lfdr", "quantile", "zscore"])
+@pytest.mark.parametrize("decision_name", ["lfdr", "quantile"])
 def test_no_user_loses_everything(decision_name):
     users, items, features, n_users, n_items = world(sharpness=0.4)
     result = run(users, items, features, n_users, n_items, noise_rate=0.9, decision=decision_name)
@@ -515,13 +496,12 @@ def test_no_user_loses_everything(decision_name):
     np.testing.assert_allclose(result.clean_probability[alone], 0.1, atol=1e-6)
 
 
-@pytest.mark.parametrize("decision_name", ["quantile", "zscore"])
-def test_simple_decisions_flag_the_given_share(decision_name):
+def test_ranks_flag_the_given_share():
     users, items, features, n_users, n_items = world(sizes=(5, 30))
-    result = run(users, items, features, n_users, n_items, decision=decision_name, noise_rate=0.2)
+    result = run(users, items, features, n_users, n_items, decision="quantile", noise_rate=0.2)
     assert np.mean(result.clean_probability < 0.5) == pytest.approx(0.2, abs=0.02)
     users, items, noise = inject(users, items, n_users, n_items, 0.5, 0)
-    result = run(users, items, features, n_users, n_items, decision=decision_name)
+    result = run(users, items, features, n_users, n_items, decision="quantile")
     assert 0.3 < result.noise_rate < 0.75  # the clean pairs below the null median count as noise
     assert auroc(result.clean_probability[~noise], result.clean_probability[noise]) > 0.7
 
@@ -754,44 +734,6 @@ def test_behaviour_past_the_budget_is_low_rank(monkeypatch, caplog):
     assert list(result.evidence) == ["image", "text", "behaviour"]
 
 
-def test_behaviour_by_given_embeddings():
-    users, items, features, n_users, n_items = world(40, 30, sizes=(3, 12))
-    vectors = np.random.default_rng(0).normal(size=(n_items, 7))
-    for given in (vectors, (None, vectors)):
-        result = run(users, items, features, n_users, n_items, embeddings=given)
-        unit = naive_unit(vectors)[0] * np.sqrt(result.confidence)[:, None]
-        for k, (u, i) in enumerate(zip(users, items, strict=True)):
-            rest = [o for o in items[users == u] if o != i]
-            assert result.evidence["behaviour"][k] == pytest.approx(np.mean(unit[rest] @ unit[i]), abs=1e-5)
-
-
-def test_embeddings_that_have_seen_the_pairs_order_them_at_the_level_of_another_calibration():
-    users, items, features, n_users, n_items = world()
-    users, items, noise = inject(users, items, n_users, n_items, 0.2, 0)
-    seen = np.zeros((n_users, n_items))
-    seen[users, items] = 1.0
-    scale = 1 / np.sqrt(np.maximum(seen.sum(1, keepdims=True), 1) * np.maximum(seen.sum(0, keepdims=True), 1))
-    _, strength, directions = np.linalg.svd(seen * scale, full_matrices=False)
-    vectors = directions[:40].T * strength[:40]
-    # one share of noise: else the order between groups by popularity depends on the level
-    settings = CalibrationSettings(learned=False, nearest=False, noise_by="none")
-    given = {"n_users": n_users, "n_items": n_items, "settings": settings}
-    first = calibrate(users, items, features, **given)
-    alone = calibrate(users, items, features, **given, behaviour_embeddings=vectors)
-    again = calibrate(users, items, features, **given, behaviour_embeddings=vectors, level=first.level)
-    # noise is closer to its profile than null pairs are: hardly any of it is seen as such
-    assert alone.noise_rate < 0.2 * first.noise_rate
-    assert again.noise_rate == first.noise_rate
-    np.testing.assert_array_equal(np.sort(again.clean_probability), np.sort(first.clean_probability))
-    long = np.bincount(users, minlength=n_users)[users] >= 3
-    np.testing.assert_array_equal(again.clean_probability[~long], first.clean_probability[~long])
-    p, other = again.clean_probability[long].astype(float), alone.clean_probability[long].astype(float)
-    lower = other[:, None] < other[None, :] - 1e-6
-    assert not (lower & (p[:, None] > p[None, :])).any()
-    assert again.clean_probability[noise].mean() < again.clean_probability[~noise].mean() - 0.1
-    assert all(again.is_clean[users == user].any() for user in np.unique(users))
-
-
 # ---------------------------------------------------------------- edges
 
 
@@ -815,7 +757,7 @@ def test_only_constant_features_give_the_prior():
     assert result.modality_weights == {"text": 1.0}
 
 
-@pytest.mark.parametrize("decision_name", ["lfdr", "quantile", "zscore"])
+@pytest.mark.parametrize("decision_name", ["lfdr", "quantile"])
 def test_where_nothing_tells_items_apart_all_is_clean_and_it_says_so(decision_name, caplog):
     users, items, _, n_users, n_items = world()
     result = run(
@@ -921,7 +863,7 @@ def test_repeated_pairs_count_once():
     assert twice.noise_rate == plain.noise_rate
 
 
-@pytest.mark.parametrize("settings", [{}, {"aggregation": "topk"}, {"decision": "zscore"}, {"popularity": True}])
+@pytest.mark.parametrize("settings", [{}, {"decision": "quantile"}, {"popularity": True}])
 def test_order_of_the_rows_does_not_matter_and_runs_repeat(settings):
     users, items, features, n_users, n_items = world(150, 80)
     shuffle = np.random.default_rng(0).permutation(len(users))
@@ -949,5 +891,6 @@ def test_exact_co_occurrence_by_hand():
     users, items = np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 1, 0, 1, 0, 1, 1])
     profiles = build_profiles(users, items, 4, 3)
     exact = CoOccurrence(profiles, np.ones(3))
-    got = exact.block(np.array([0]), np.array([[0, 1]]), np.array([True]))[0, 1]
+    first = np.zeros(1, dtype=np.int64)
+    (got,) = exact.mean_scores(profiles, Candidates(first, first, first))
     assert got == pytest.approx(2 / np.sqrt(2 * 3))

@@ -116,13 +116,12 @@ def test_every_cut_of_the_log_gives_the_result_of_memory(log, features, tmp_path
 @pytest.mark.parametrize(
     "settings",
     [
-        {"learned": False, "aggregation": "topk", "topk": 2},
         {"learned": False, "decision": "quantile", "noise_rate": 0.2, "min_profile": 5},
-        {"learned": False, "decision": "zscore", "null_items": "uniform"},
+        {"learned": False, "noise_by": "none", "null_items": "uniform"},
         {"behaviour": False, "popularity": True, "modalities": ["text"]},
         {"learned": False, "nearest": False, "behaviour": False, "modalities": ["image"]},
     ],
-    ids=["topk", "quantile", "zscore", "learned content", "one similarity"],
+    ids=["quantile", "uniform null items", "learned content", "one similarity"],
 )
 def test_every_setting_gives_the_result_of_memory(log, features, tmp_path, settings):
     folder = write(log, tmp_path / "log", 2)

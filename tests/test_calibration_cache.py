@@ -1,4 +1,4 @@
-"""Calibrations that are kept: never another one than would be computed, and never computed twice."""
+"""Calibrations that are load_or_compute: never another one than would be computed, and never computed twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from recbole_guider import run_recbole_guider
 from recbole_guider.amsc import Calibration
 from recbole_guider.guider import calibration as calibrations
-from recbole_guider.guider.calibration_cache import calibration_key, kept
+from recbole_guider.guider.calibration_cache import calibration_key, load_or_compute
 from recbole_guider.utils.errors import GuiderError
 
 pytestmark = pytest.mark.own_calibration
@@ -47,18 +47,18 @@ def run(toy: dict[str, Any], cache: Path | None, seed: int = 1, **block: Any) ->
 
 def test_runs_that_differ_elsewhere_share_one(toy: dict[str, Any], tmp_path: Path, counted: list[int]) -> None:
     plain = run(toy, None)
-    first = run(toy, tmp_path / "kept")
-    again = run(toy, tmp_path / "kept")
-    other = run(toy, tmp_path / "kept", student_loss="own")
+    first = run(toy, tmp_path / "load_or_compute")
+    again = run(toy, tmp_path / "load_or_compute")
+    other = run(toy, tmp_path / "load_or_compute", student_loss="own")
     assert len(counted) == 2
     assert plain == first == again
     assert other["calibration"] == first["calibration"] and other["test_result"] != first["test_result"]
-    run(toy, tmp_path / "kept", seed=2)
-    assert len(counted) == 3 and len(list((tmp_path / "kept").glob("*.npz"))) == 2
+    run(toy, tmp_path / "load_or_compute", seed=2)
+    assert len(counted) == 3 and len(list((tmp_path / "load_or_compute").glob("*.npz"))) == 2
     run_recbole_guider(
         "GUIDER_LightGCN", "toy", saved=False,
         config_dict={**toy, "epochs": 1, "seed": 1, "noise": {"interactions": 0.2},
-                     "guider": {"calibration": {"cache": str(tmp_path / "kept")}}},
+                     "guider": {"calibration": {"cache": str(tmp_path / "load_or_compute")}}},
     )
     assert len(counted) == 4
 
@@ -84,16 +84,16 @@ def calibration(value: float) -> Calibration:
 
 
 def test_what_is_kept_comes_back_and_a_broken_file_is_made_anew(tmp_path: Path) -> None:
-    first = kept(tmp_path / "new" / "folder", "key", lambda: calibration(0.5))
-    again = kept(tmp_path / "new" / "folder", "key", lambda: calibration(0.7))
+    first = load_or_compute(tmp_path / "new" / "folder", "key", lambda: calibration(0.5))
+    again = load_or_compute(tmp_path / "new" / "folder", "key", lambda: calibration(0.7))
     for name in ("score", "clean_probability", "is_clean", "confidence"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
         assert getattr(first, name).dtype == getattr(again, name).dtype
     assert again.modality_weights == {"text": 0.25, "bild": 0.75} and again.noise_rate == 0.5
     file = tmp_path / "new" / "folder" / "key.npz"
     file.write_bytes(file.read_bytes()[:100])
-    assert kept(tmp_path / "new" / "folder", "key", lambda: calibration(0.7)).noise_rate == 0.7
-    assert kept(tmp_path / "new" / "folder", "key", lambda: calibration(0.9)).noise_rate == 0.7
+    assert load_or_compute(tmp_path / "new" / "folder", "key", lambda: calibration(0.7)).noise_rate == 0.7
+    assert load_or_compute(tmp_path / "new" / "folder", "key", lambda: calibration(0.9)).noise_rate == 0.7
     assert sorted(each.name for each in file.parent.iterdir()) == ["key.lock", "key.npz"]
 
 
@@ -105,7 +105,7 @@ def judge_slowly(folder: Path, start: Barrier, rates: Queue) -> None:
         (folder / f"computed by {os.getpid()}").touch()
         return calibration(os.getpid() / 2**40)
 
-    rates.put(kept(folder, "key", compute).noise_rate)
+    rates.put(load_or_compute(folder, "key", compute).noise_rate)
 
 
 def test_processes_that_need_one_at_once_compute_it_once(tmp_path: Path) -> None:
@@ -128,11 +128,11 @@ def test_without_locks_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     (tmp_path / "key.lock").write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
-    assert kept(tmp_path, "key", lambda: calibration(0.5)).noise_rate == 0.5
-    assert kept(tmp_path, "key", lambda: calibration(0.7)).noise_rate == 0.5
+    assert load_or_compute(tmp_path, "key", lambda: calibration(0.5)).noise_rate == 0.5
+    assert load_or_compute(tmp_path, "key", lambda: calibration(0.7)).noise_rate == 0.5
 
 
 def test_a_folder_that_cannot_be_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GuiderError, match="guider.calibration.cache.*file.*cannot be written to"):
-        kept(tmp_path / "file" / "below", "key", lambda: calibration(0.5))
+        load_or_compute(tmp_path / "file" / "below", "key", lambda: calibration(0.5))

@@ -161,7 +161,7 @@ def test_guider_training_against_updates_by_hand(backbone: str, student_loss: st
     assert len(teacher_batches) >= 5 and len(recorded) >= 5
     teacher_loss = by_hand(model, lambda twin: twin.teacher_loss, optimisers[0], teacher_batches, 0.5, False)
     model.zero_grad()
-    model.freeze_teacher()
+    model.begin_student_pass()
     student_losses = by_hand(model.train(), lambda twin: twin.calculate_loss, optimisers[1], recorded, 0.5, False)
     # the trainer's optimiser is torch's fused Adam, which rounds in another way
     assert_same_parameters(trainer.model, model, relative=1e-3, absolute=1e-5)

@@ -82,7 +82,7 @@ RUNS = [
     ("GUIDER_FREEDOM", guider(dbpr={"form": "pairwise", "gamma": 0.1}, distillation={"cost": "cosine"})),
     ("GUIDER_FREEDOM", guider(distillation={"cost": "scores", "plan": "batch", "balance": "min_norm"})),
     ("GUIDER_FREEDOM", guider(distillation={"objective": "kl"}, dbpr={"own_as": "ignore"})),
-    ("GUIDER_FREEDOM", guider(schedule="pretrained", calibration={"learned": False, "recalibrate_every": 1})),
+    ("GUIDER_FREEDOM", guider(schedule="pretrained", calibration={"learned": False})),
     ("GUIDER_FREEDOM", guider(variant="released")),
     ("GUIDER_BPR", guider(teacher="FREEDOM", student_loss="own")),
     ("GUIDER_NeuMF", guider(teacher="NeuMF")),

@@ -58,9 +58,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, bool | None]]] = {
         {
             "model": "GUIDER_LightGCN",
             "guider": {
-                "dbpr": {"form": "pairwise", "gamma": 0.2, "eta": 0.5, "false_as": "negative", "robustness": 0.5},
+                "dbpr": {"form": "pairwise", "gamma": 0.2, "eta": 0.5, "robustness": 0.5},
                 "distillation": {"plan": "identity", "users": 20, "interval": 1},
-                "calibration": {"recalibrate_every": 2},
             },
         },
         {"calculate_loss": True, "teacher_loss": True},

@@ -91,7 +91,7 @@ def test_settings_cannot_change():
         ({"dbpr": {"negatives": 1.5}}, r"guider\.dbpr\.negatives is 1\.5: it must be a whole number >= 1\."),
         ({"dbpr": {"soft": 1}}, r"guider\.dbpr\.soft is 1: it must be true or false\."),
         ({"dbpr": 3}, r"guider\.dbpr is 3: it is a block of keys \(form, "),
-        ({"calibration": {"decision": "lfdrr"}}, r"decision is 'lfdrr': it must be lfdr, quantile or zscore\."),
+        ({"calibration": {"decision": "lfdrr"}}, r"decision is 'lfdrr': it must be lfdr or quantile\."),
         ({"calibration": {"noise_rate": 1.0}}, r"noise_rate is 1\.0: it must be a number >= 0 and < 1 or null\."),
         ({"calibration": {"modalities": "image"}}, r"modalities is 'image': it must be all or a list of names\."),
         ({"calibration": {"modalities": ["image", 1]}}, r"modalities is \['image', 1\]: it must be all or a list"),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_guider.amsc.calibrate import Calibration, Level, calibrate
+from recbole_guider.amsc.calibrate import Calibration, calibrate
 
-__all__ = ["Calibration", "Level", "ParquetCalibration", "calibrate", "calibrate_parquet"]
+__all__ = ["Calibration", "ParquetCalibration", "calibrate", "calibrate_parquet"]
 
 
 def __getattr__(name: str) -> Any:

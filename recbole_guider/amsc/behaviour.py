@@ -55,19 +55,6 @@ class CoOccurrence:
         degree = self.degree[items] - own
         return np.where(degree > 0, self.root[items] / np.sqrt(np.where(degree > 0, degree, 1.0)), 0.0)
 
-    def block(self, items: IntArray, profile: IntArray, own: NDArray[np.bool_]) -> FloatArray:
-        """sqrt(c_i c_i') S_b(i, i') of c candidates with their profiles; float64 [c, n].
-
-        Entries of a candidate with itself mean nothing: the caller leaves them out.
-
-        Args:
-            items: [c]; profile: [c, n] or [1, n]; own: bool [c], True where the candidate is observed.
-        """
-        rows = np.repeat(items, profile.shape[1]).reshape(len(items), profile.shape[1])
-        columns = profile if len(profile) == len(items) else np.tile(profile, (len(items), 1))
-        counts = self._count(rows, columns) - own[:, None]
-        return counts * self._factor(items, own)[:, None] * self._factor(profile, True)
-
     def mean_scores(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
         """Mean of sqrt(c_i c_i') S_b(i, i') over the profile without the left-out item; float64 [n].
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recbole_guider.amsc.decision import CLEAN
 from recbole_guider.amsc.lesson import LogCounts, check_modalities, learn, learning_sample
 from recbole_guider.amsc.profiles import build_profiles
 from recbole_guider.amsc.settings import CalibrationSettings
@@ -16,33 +17,14 @@ from recbole_guider.utils.errors import GuiderError
 
 Feature = ArrayLike | tuple[ArrayLike, ArrayLike]
 
-
-#: A noise rate below all f/f0: probabilities that are computed with it have the order of the evidence (times the factor
-#: of the group by popularity), without ties.
-_ORDERING_RATE = 1e-4
-
-
-@dataclass(frozen=True)
-class Level:
-    """How much of the data is noise and how sure that is: what :func:`calibrate` can take from another calibration.
-
-    Attributes:
-        clean_probability: float [nnz], of that calibration, for the same interactions.
-        noise_rate: the share of noise that it found.
-    """
-
-    clean_probability: ArrayLike
-    noise_rate: float
-
-
 @dataclass(frozen=True)
 class Calibration:
     """What AMSC says about each interaction.
 
     Attributes:
-        score: float32 [nnz], S summed up over the rest of the profile (the mean, or the mean of the top k).
+        score: float32 [nnz], the mean of S over the rest of the profile.
         clean_probability: float32 [nnz], in [0, 1].
-        is_clean: bool [nnz], ``clean_probability >= 0.5``, and the most probable ones of a user who has none such.
+        is_clean: bool [nnz], which of them count as clean; see :func:`~recbole_guider.amsc.decision.is_clean`.
         confidence: float32 [n_items], the agreement of the item's own modalities, in [0, 1].
         modality_weights: name -> alpha >= 0, together 1; ``behaviour`` is one of the names.
         noise_rate: the share of noise among the interactions, estimated or as given.
@@ -67,16 +49,11 @@ class Calibration:
 
     @property
     def training_probability(self) -> NDArray[np.float32]:
-        """float32 [nnz]: ``clean_probability``, and at least 0.5 where ``is_clean``.
+        """float32 [nnz]: ``clean_probability``, and at least ``decision.CLEAN`` where ``is_clean``.
 
         What training weighs an interaction with: so no user is left without a true one.
         """
-        return np.where(self.is_clean, np.maximum(self.clean_probability, np.float32(0.5)), self.clean_probability)
-
-    @property
-    def level(self) -> Level:
-        """What another calibration of the same interactions can take over."""
-        return Level(self.clean_probability, self.noise_rate)
+        return np.where(self.is_clean, np.maximum(self.clean_probability, np.float32(CLEAN)), self.clean_probability)
 
     @property
     def n_true(self) -> int:
@@ -98,8 +75,6 @@ def calibrate(
     n_items: int,
     settings: CalibrationSettings | None = None,
     seed: int = 0,
-    behaviour_embeddings: ArrayLike | tuple[ArrayLike | None, ArrayLike] | None = None,
-    level: Level | None = None,
 ) -> Calibration:
     """AMSC: how probable it is that each observed interaction is clean (this project's definitions).
 
@@ -107,9 +82,9 @@ def calibrate(
     modalities and alpha_m the weight of a modality,
 
         S(i, i') = sqrt(c_i c_i') sum_m alpha_m <e_i^m, e_i'^m>
-        s_ui     = mean of S(i, i') over i' in I_u, i' != i       (or over the ``topk`` most similar)
+        s_ui     = mean of S(i, i') over i' in I_u, i' != i
 
-    exactly, in time linear in the number of interactions for ``mean``. ``behaviour`` adds co-occurrence with the
+    exactly, in time linear in the number of interactions. ``behaviour`` adds co-occurrence with the
     user's own part removed as one more modality. For every observed pair null items j not in I_u are scored
     against the same rest of the profile; ``lfdr`` learns the density ratio f/f0 of observed to null pairs from the
     score, its parts and the profile size, monotone in every similarity, and returns 1 - min(1, pi0 f0/f). pi0 is the
@@ -126,13 +101,6 @@ def calibrate(
         n_users, n_items: sizes of the id ranges.
         settings: ``guider.calibration``; None: the defaults.
         seed: of every random choice made here.
-        behaviour_embeddings: item embeddings [n_items, d] that stand in for co-occurrence as the behaviour modality
-            (or (user embeddings, item embeddings), of which the items' are used). If they were trained on these
-            interactions, noise is more similar to its profile than a null pair is: they order the pairs, but say too
-            little noise; give ``level`` with them.
-        level: of another calibration of the same interactions. Its probabilities are then dealt out anew, in the order
-            of the evidence that is found here, to the pairs of users with a profile to judge by (ties: in the order of
-            that calibration); the noise rate is taken over.
 
     Returns:
         Calibration, in the order of the input.
@@ -155,24 +123,15 @@ def calibrate(
     profiles = build_profiles(users, items, n_users, n_items)
     if settings.method == "none":
         return _all_clean(len(profiles.inverse), n_items)
-    if level is not None:
-        settings = settings.model_copy(update={"noise_rate": _ORDERING_RATE})
     modalities = modality_list(features, settings.modalities, n_items)
-    check_modalities(modalities, settings.behaviour or behaviour_embeddings is not None)
+    check_modalities(modalities, settings.behaviour)
     counts = LogCounts.of(profiles, settings)
-    lesson = learn(
-        counts, learning_sample(counts, seed)(profiles), modalities, settings, seed, behaviour_embeddings
-    )
+    lesson = learn(counts, learning_sample(counts, seed)(profiles), modalities, settings, seed)
     judge, sample, nulls = lesson.judge, lesson.sample, lesson.nulls
     verdict = judge(profiles, known=lesson.parts if sample is profiles else None)
     to_input = profiles.inverse
-    noise_rate = judge.noise_rate
     first_row = np.zeros(profiles.n_pairs, dtype=np.int64)
     first_row[to_input[::-1]] = np.arange(len(to_input))[::-1]
-    if level is not None:
-        noise_rate = level.noise_rate
-        given = np.asarray(level.clean_probability, dtype=np.float64)[first_row]
-        verdict = verdict.at_level(given, profiles, settings)
     null_pair = profiles.rows_of(sample.keys[sample.users[nulls.pair]], sample.items[nulls.pair])
     return Calibration(
         score=verdict.score[to_input].astype(np.float32),
@@ -180,7 +139,7 @@ def calibrate(
         is_clean=verdict.is_clean[to_input],
         confidence=judge.evidence.agreement,
         modality_weights=judge.weights,
-        noise_rate=noise_rate,
+        noise_rate=judge.noise_rate,
         evidence={name: part[to_input].astype(np.float32) for name, part in verdict.parts.items()},
         null_score=lesson.null_score.astype(np.float32),
         null_pair=first_row[null_pair],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 
@@ -25,8 +25,8 @@ POPULARITY_GROUPS = 5
 GROUP_PAIRS = 1000
 #: The null pairs of a group, those of the weaker evidence, that its observed pairs are compared with.
 GROUP_SHARE = 0.65
-#: Bins of equal size over the profile sizes for zscore.
-ZSCORE_BINS = 10
+#: An interaction that is at least so probably clean counts as clean.
+CLEAN = 0.5
 _LEAST_ROWS = 50
 
 
@@ -195,7 +195,7 @@ class NoiseByPopularity:
         edges = np.unique(np.ceil(group_edges(popularity, groups))).astype(np.int64)
         group, null_group = (np.searchsorted(edges, degree, side="right") for degree in (popularity, null_popularity))
         count, null_count = (np.bincount(of, minlength=len(edges) + 1) for of in (group, null_group))
-        if min(count.min(), null_count.min()) < GROUP_PAIRS / 2:  # equal degrees are never split
+        if min(np.min(count), np.min(null_count)) < GROUP_PAIRS / 2:  # equal degrees are never split
             return one_group
         weak = np.empty(len(count))
         for g in range(len(count)):
@@ -248,34 +248,18 @@ def quantile_probability(score: FloatArray, reference: FloatArray, noise_rate: f
     return np.where(rank < noise_rate, below, above)
 
 
-class ZScore:
-    """Phi(z - z0): z = (s - mean) / spread of the null scores of profiles of about the same size.
+def is_clean(probability: FloatArray, users: IntArray, n_users: int) -> NDArray[np.bool_]:
+    """Which pairs count as clean: those of at least :data:`CLEAN`, and the most probable ones of a user who has none.
 
-    z0 is the ``noise_rate`` quantile of z among the reference, so that this share lies below 1/2.
+    Nothing else in this package decides it.
 
     Args:
-        reference, reference_size: scores and profile sizes of observed pairs.
-        null, null_size: the same of null pairs.
+        probability: clean probabilities, float [n]; users: int [n], below ``n_users``.
+
+    Returns:
+        bool [n].
     """
-
-    def __init__(
-        self, reference: FloatArray, reference_size: IntArray, null: FloatArray, null_size: IntArray, noise_rate: float
-    ) -> None:
-        self.null_is_empty = not len(null)
-        if self.null_is_empty:
-            return
-        self.edges = group_edges(null_size, ZSCORE_BINS)
-        null_bins = np.searchsorted(self.edges, null_size)
-        groups = [null[null_bins == k] for k in range(len(self.edges) + 1)]
-        self.mean = np.array([(group if len(group) else null).mean() for group in groups])
-        spread = np.array([(group if len(group) else null).std() for group in groups])
-        self.spread = np.where(spread > 1e-12, spread, 1.0)
-        self.shift = float(np.quantile(self._z(reference, reference_size), noise_rate))
-
-    def _z(self, score: FloatArray, size: IntArray) -> FloatArray:
-        bins = np.searchsorted(self.edges, size)
-        return (score - self.mean[bins]) / self.spread[bins]
-
-    def probability(self, score: FloatArray, size: IntArray) -> FloatArray:
-        """float64 [n] of scores and profile sizes [n]."""
-        return np.ones(len(score)) if self.null_is_empty else norm.cdf(self._z(score, size) - self.shift)
+    best = np.full(n_users, -np.inf)
+    np.maximum.at(best, users, probability)
+    own_best = best[users]
+    return (probability >= CLEAN) | ((own_best < CLEAN) & (probability == own_best))

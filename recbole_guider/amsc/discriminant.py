@@ -120,10 +120,10 @@ def learn_discriminant(
         (mean, covariance), (null_mean, null_covariance) = moments
         spread = covariance + null_covariance
         diagonal = np.diag(spread)
-        if diagonal.max() <= 0:
+        if np.max(diagonal) <= 0:
             weights.append(None)
             continue
-        penalty = SHRINKAGE * diagonal + 1e-6 * diagonal.max()
+        penalty = SHRINKAGE * diagonal + 1e-6 * np.max(diagonal)
         weights.append(np.linalg.solve(spread + np.diag(penalty), mean - null_mean))
     return Discriminant(parts, rows_of_part, weights)
 

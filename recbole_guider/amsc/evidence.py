@@ -14,10 +14,10 @@ from recbole_guider.amsc.factors import Factors
 from recbole_guider.amsc.learned import FoldedEmbeddings
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
 from recbole_guider.amsc.settings import BEHAVIOUR, CalibrationSettings
-from recbole_guider.amsc.similarity import Modality, block_similarity, mean_scores, profile_blocks, top_mean, top_scores
+from recbole_guider.amsc.similarity import Modality, mean_scores, nearest_scores
 
 #: What compares items by behaviour.
-Behaviour = CoOccurrence | FoldedEmbeddings | Modality | None
+Behaviour = CoOccurrence | FoldedEmbeddings | None
 
 
 class Evidence:
@@ -27,7 +27,6 @@ class Evidence:
         modalities: of the content.
         behaviour: one more modality, or None.
         agreement: float32 [n_items], the confidence c_i.
-        settings: of the aggregation.
         learned: name -> embeddings that are evidence beside the score.
         nearest: whether the most similar item of a profile is evidence as well, in each modality and each embedding.
     """
@@ -37,15 +36,12 @@ class Evidence:
         modalities: list[Modality],
         behaviour: Behaviour,
         agreement: NDArray[np.float32],
-        settings: CalibrationSettings,
         learned: Mapping[str, FoldedEmbeddings] | None = None,
         nearest: bool = False,
     ) -> None:
-        self.agreement, self.settings, self.nearest = agreement, settings, nearest
+        self.agreement, self.nearest = agreement, nearest
         self.modalities = list(modalities)
-        if isinstance(behaviour, Modality):
-            self.modalities.append(behaviour)
-        self.behaviour = None if isinstance(behaviour, Modality) else behaviour
+        self.behaviour = behaviour
         self.learned = dict(learned or {})
         self.fitted: dict[str, Discriminant | Factors] = {}
 
@@ -59,9 +55,9 @@ class Evidence:
 
     def parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
         """The score of each modality on its own; name -> float64 [len(candidates)]."""
-        if self.settings.aggregation == "topk":
-            return _rounded(self._topk(profiles, candidates, None))
-        result = {m.name: mean_scores(m.rows, self.agreement, profiles, candidates) for m in self.modalities}
+        result: dict[str, FloatArray] = {
+            m.name: mean_scores(m.rows, self.agreement, profiles, candidates) for m in self.modalities
+        }
         if isinstance(self.behaviour, CoOccurrence):
             result[BEHAVIOUR] = self.behaviour.mean_scores(profiles, candidates)
         elif self.behaviour is not None:
@@ -74,11 +70,11 @@ class Evidence:
         result |= {name: fitted.scores(profiles, candidates) for name, fitted in self.fitted.items()}
         if self.nearest:
             for modality in self.modalities:
-                result[f"nearest.{modality.name}"] = top_scores(
-                    modality.rows, self.agreement, profiles, candidates, topk=1
+                result[f"nearest.{modality.name}"] = nearest_scores(
+                    modality.rows, self.agreement, profiles, candidates
                 )
             for name, embeddings in self.learned.items():
-                result[f"nearest.{name}"] = embeddings.top_scores(self.agreement, profiles, candidates, topk=1)
+                result[f"nearest.{name}"] = embeddings.nearest_scores(self.agreement, profiles, candidates)
         return _rounded(result)
 
     def score(
@@ -89,41 +85,11 @@ class Evidence:
         weights: Mapping[str, float],
     ) -> FloatArray:
         """The AMSC score; float64 [len(candidates)]."""
-        if self.settings.aggregation == "topk":
-            return _rounded(self._topk(profiles, candidates, weights))["score"]
         # The mean is linear: the score is the weighted sum of its parts.
         total = np.zeros(len(candidates))
         for name, weight in weights.items():
             total += weight * parts[name]
         return _rounded({"score": total})["score"]
-
-    def _topk(
-        self, profiles: Profiles, candidates: Candidates, weights: Mapping[str, float] | None
-    ) -> dict[str, FloatArray]:
-        names = [m.name for m in self.modalities] + ([BEHAVIOUR] if self.behaviour is not None else [])
-        result = {name: np.zeros(len(candidates)) for name in (names if weights is None else ["score"])}
-        root = np.sqrt(self.agreement)[:, None]
-        rows = {m.name: m.rows * root for m in self.modalities}
-        width = max([1] + [r.shape[1] for r in rows.values()])
-        pieces: list[tuple[IntArray, FloatArray | None]] = [(np.arange(len(candidates)), None)]
-        if isinstance(self.behaviour, FoldedEmbeddings):
-            pieces = [(at, folded * root) for at, folded in self.behaviour.split(profiles, candidates)]
-            width = max([width] + [folded.shape[1] for folded in self.behaviour.rows])
-        for at, folded in pieces:
-            some = candidates.take(at)
-            for block in profile_blocks(profiles, some, width):
-                items, left_out = some.items[block.index], some.left_out[block.index]
-                similarity = {name: block_similarity(v, items, block.profile) for name, v in rows.items()}
-                if isinstance(self.behaviour, CoOccurrence):
-                    similarity[BEHAVIOUR] = self.behaviour.block(items, block.profile, items == left_out)
-                elif folded is not None:
-                    similarity[BEHAVIOUR] = block_similarity(folded, items, block.profile)
-                if weights is not None:
-                    similarity = {"score": sum(weights[name] * s for name, s in similarity.items())}  # type: ignore[dict-item]  # sum of arrays
-                left = block.profile == left_out[:, None]
-                for name, s in similarity.items():
-                    result[name][at[block.index]] = top_mean(s, left, self.settings.topk)
-        return result
 
 
 def _rounded(parts: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profi
 from recbole_guider.amsc.settings import CalibrationSettings
 
 #: What :attr:`Judge.rule` may be.
-Rule = decision.CrossFitted | decision.ZScore | FloatArray | None
+Rule = decision.CrossFitted | FloatArray | None
 
 
 def judged_pairs(profiles: Profiles, settings: CalibrationSettings) -> NDArray[np.bool_]:
@@ -28,7 +28,7 @@ class Verdict:
 
     Attributes:
         score, probability: float64 [n_pairs].
-        is_clean: bool [n_pairs], ``probability >= 0.5``, and the most probable ones of a user who has none such.
+        is_clean: bool [n_pairs], by :func:`~recbole_guider.amsc.decision.is_clean`.
         parts: name -> float64 [n_pairs], the evidence.
     """
 
@@ -36,19 +36,6 @@ class Verdict:
     probability: FloatArray
     is_clean: NDArray[np.bool_]
     parts: dict[str, FloatArray]
-
-    def at_level(self, probability: FloatArray, profiles: Profiles, settings: CalibrationSettings) -> Verdict:
-        """This verdict's order with the probabilities of another one.
-
-        Args:
-            probability: float64 [n_pairs], the other's; what it says of pairs that are not judged stays.
-            profiles, settings: that both verdicts are of.
-        """
-        judged = np.flatnonzero(judged_pairs(profiles, settings))
-        order = judged[np.lexsort((probability[judged], self.probability[judged]))]
-        dealt = probability.copy()
-        dealt[order] = np.sort(probability[judged])
-        return replace(self, probability=dealt, is_clean=_keep_one(dealt, profiles))
 
 
 @dataclass(frozen=True)
@@ -60,8 +47,8 @@ class Judge:
         settings: ``guider.calibration``.
         weights: name -> alpha.
         item_degree: int64 [n_items], the number of users of each item.
-        rule: f/f0 for ``lfdr``, the scores that ranks are taken in for ``quantile``, z-scores for ``zscore``; None
-            where all pairs look alike and nobody says how many of them are noise.
+        rule: f/f0 for ``lfdr``, the scores that ranks are taken in for ``quantile``; None where all pairs look alike
+            and nobody says how many of them are noise.
         noise_rate: pi0, estimated or as given.
         doubt: the pi0 that probabilities are computed with, ``noise_rate`` or, where ``lfdr`` estimates it, more.
         by_popularity: how the odds of noise differ with the popularity of items; None: not at all.
@@ -102,11 +89,10 @@ class Judge:
             if self.by_popularity is not None:
                 likely = self.by_popularity.clean_probability(likely, self.item_degree[profiles.items[judged]])
             probability[judged] = likely
-        elif isinstance(self.rule, decision.ZScore):
-            probability[judged] = self.rule.probability(score[judged], profiles.size[profiles.users[judged]])
         elif self.rule is not None:
             probability[judged] = decision.quantile_probability(score[judged], self.rule, self.doubt)
-        return Verdict(score, probability, _keep_one(probability, profiles), parts)
+        is_clean = decision.is_clean(probability, profiles.users, profiles.n_users)
+        return Verdict(score, probability, is_clean, parts)
 
     def _compared(
         self, profiles: Profiles, candidates: Candidates, known: Mapping[str, FloatArray] | None = None
@@ -124,11 +110,3 @@ class Judge:
         degree = self.item_degree[candidates.items] - (candidates.items == candidates.left_out)
         rows, _ = classifier_columns(score, parts, profiles.size[candidates.users], degree, self.settings)
         return self.rule.ratio(rows, profiles.keys[candidates.users])
-
-
-def _keep_one(probability: FloatArray, profiles: Profiles) -> NDArray[np.bool_]:
-    """``probability >= 0.5``, and of a user who would lose everything the most probable ones."""
-    best = np.full(profiles.n_users, -np.inf)
-    np.maximum.at(best, profiles.users, probability)
-    own_best = best[profiles.users]
-    return (probability >= 0.5) | ((own_best < 0.5) & (probability == own_best))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from recbole_guider.amsc.behaviour import counts_are_affordable
 from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
-from recbole_guider.amsc.similarity import Modality, mean_scores, top_scores
+from recbole_guider.amsc.similarity import Modality, mean_scores, nearest_scores
 
 #: Users are split into this many parts; each is scored by what the other parts did.
 PARTS = 5
@@ -62,11 +62,11 @@ class FoldedEmbeddings:
             result[at] = mean_scores(rows, weight, profiles, candidates.take(at))
         return result
 
-    def top_scores(self, weight: FloatArray, profiles: Profiles, candidates: Candidates, topk: int) -> FloatArray:
-        """Leave-one-out mean over the most similar items, as :func:`recbole_guider.amsc.similarity.top_scores`."""
+    def nearest_scores(self, weight: FloatArray, profiles: Profiles, candidates: Candidates) -> FloatArray:
+        """The largest cosine to the rest of a profile, as :func:`recbole_guider.amsc.similarity.nearest_scores`."""
         result = np.zeros(len(candidates))
         for at, rows in self.split(profiles, candidates):
-            result[at] = top_scores(rows, weight, profiles, candidates.take(at), topk)
+            result[at] = nearest_scores(rows, weight, profiles, candidates.take(at))
         return result
 
 
@@ -153,7 +153,7 @@ def _unit_rows(rows: FloatArray | None, n_items: int) -> NDArray[np.float32]:
     if rows is None:
         return np.zeros((n_items, 1), dtype=np.float32)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    good = length > 1e-6 * length.max(initial=0.0)
+    good = length > 1e-6 * np.max(length, initial=0.0)
     return np.where(good, rows / np.where(good, length, 1.0), 0.0).astype(np.float32)
 
 
@@ -226,7 +226,7 @@ def _leading_eigenvectors(operator: sp.csr_matrix | _Gram, rng: np.random.Genera
     small = basis.T @ (operator @ basis)
     values, vectors = np.linalg.eigh((small + small.T) / 2)
     chosen = np.argsort(-values)[:rank]
-    chosen = chosen[values[chosen] > 1e-6 * max(float(values.max()), 0.0)]
+    chosen = chosen[values[chosen] > 1e-6 * max(float(np.max(values)), 0.0)]
     if isinstance(operator, _Gram):
         return basis @ vectors[:, chosen]
     return basis @ (vectors[:, chosen] * np.sqrt(values[chosen]))

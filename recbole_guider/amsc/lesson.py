@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from recbole_guider.amsc import decision
 from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
@@ -30,7 +30,7 @@ from recbole_guider.amsc.learned import (
 )
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, NullPairs, Profiles, draw_null_pairs
 from recbole_guider.amsc.settings import BEHAVIOUR, CalibrationSettings
-from recbole_guider.amsc.similarity import Modality, confidence, normalise_modality
+from recbole_guider.amsc.similarity import Modality, confidence
 from recbole_guider.utils.errors import GuiderError
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,6 @@ def learn(
     modalities: list[Modality],
     settings: CalibrationSettings,
     seed: int,
-    behaviour_embeddings: ArrayLike | tuple[ArrayLike | None, ArrayLike] | None = None,
 ) -> Lesson:
     """Learn what separates observed from null pairs.
 
@@ -156,19 +155,19 @@ def learn(
         modalities: of the content, normalised.
         settings: ``guider.calibration``.
         seed: of every random choice made here.
-        behaviour_embeddings: as in :func:`recbole_guider.amsc.calibrate`.
 
     Raises:
-        GuiderError: as :func:`check_modalities`, and for embeddings of a wrong shape.
+        GuiderError: as :func:`check_modalities`.
     """
-    wants_behaviour = settings.behaviour or behaviour_embeddings is not None
-    check_modalities(modalities, wants_behaviour)
+    check_modalities(modalities, settings.behaviour)
     # One generator for each purpose: an option that draws more does not change the others.
     anchor_rng, null_rng, learned_rng, decision_rng, factors_rng, dilution_rng = (
         np.random.default_rng([seed, k]) for k in range(6)
     )
     n_items = profiles.n_items
-    agreement = confidence(modalities, kind=settings.confidence, anchors=settings.anchors, rng=anchor_rng)
+    agreement = confidence(
+        modalities, anchors=settings.anchors, rng=anchor_rng, relative=settings.confidence == "relative"
+    )
     if not modalities:
         agreement = np.ones(n_items, dtype=np.float32)
 
@@ -188,19 +187,16 @@ def learn(
     exact = None
     # Exact counts need every profile, so all of them have to be here.
     complete = counts.n_pairs == profiles.n_pairs
-    if behaviour_embeddings is None and settings.behaviour and complete and counts_are_affordable(counts.square_sum):
+    if settings.behaviour and complete and counts_are_affordable(counts.square_sum):
         exact = CoOccurrence(profiles, agreement)
         exact = exact if exact.is_affordable else None
     learned: dict[str, FoldedEmbeddings] = {}
     joined = None
-    if settings.learned or (settings.behaviour and behaviour_embeddings is None and exact is None):
+    if settings.learned or (settings.behaviour and exact is None):
         joined = joined_content(modalities, learned_rng)
         learned = learn_embeddings(profiles, joined, learned_rng)
     behaviour: Behaviour = exact
-    if behaviour_embeddings is not None:
-        given = behaviour_embeddings[1] if isinstance(behaviour_embeddings, tuple) else behaviour_embeddings
-        behaviour = normalise_modality(BEHAVIOUR, given, n_items)
-    elif settings.behaviour and exact is None:
+    if settings.behaviour and exact is None:
         logger.info(
             "The profiles are too long for exact co-occurrence (sum of squared sizes %.3g): behaviour is compared by "
             "a low-rank embedding of the interactions.",
@@ -208,11 +204,11 @@ def learn(
         )
         behaviour = learned["behaviour"]
 
-    names = (["behaviour", "content", "both"] if wants_behaviour else ["content"]) if settings.learned else []
+    names = (["behaviour", "content", "both"] if settings.behaviour else ["content"]) if settings.learned else []
     shown = {f"learned.{name}": learned[name] for name in names if name in learned}
     # Comparing a pair with every item of its profile costs what counting the pairs of items does.
     nearest = settings.nearest and counts_are_affordable(counts.square_sum)
-    evidence = Evidence(modalities, behaviour, agreement, settings, shown, nearest)
+    evidence = Evidence(modalities, behaviour, agreement, shown, nearest)
     parts, null_parts = evidence.parts(sample, observed), evidence.parts(sample, null)
     weights = dict.fromkeys(parts, 1 / len(parts))
     if settings.weights == "adaptive":
@@ -224,7 +220,7 @@ def learn(
             evidence.fitted[f"learned.{name}"] = learn_discriminant(
                 rows, user_parts, sample, observed, null, learned_rng
             )
-    if settings.learned and (wants_behaviour or joined is not None):
+    if settings.learned and (settings.behaviour or joined is not None):
         # imported here: it loads torch, which the many processes that only judge do without
         from recbole_guider.amsc.factor_training import learn_factors
 
@@ -233,7 +229,7 @@ def learn(
             learned["behaviour"].parts,
             counts.item_degree,
             None if joined is None else half_whitened(joined),
-            wants_behaviour,
+            settings.behaviour,
             factors_rng,
         )
     score = evidence.score(sample, observed, parts, weights)
@@ -322,7 +318,4 @@ def _decide(
         counted = decision.counted_noise_rate(ratio, null_ratio)
         return _Decision(rule, 0.0, decision.cautious_noise_rate(null_ratio), counted, by_popularity)
     noise_rate = decision.storey_noise_rate(score[judged], null_score) if given is None else given
-    if settings.decision == "zscore":
-        z_score = decision.ZScore(score[judged], size[judged], null_score, size[nulls.pair], noise_rate)
-        return _Decision(z_score, noise_rate, noise_rate)
     return _Decision(np.sort(score[judged]), noise_rate, noise_rate)

@@ -17,18 +17,13 @@ class CalibrationSettings(Settings):
 
     method: Literal["amsc", "none"] = Field(default="amsc", description="none: every interaction counts as clean")
     modalities: Literal["all"] | list[str] = Field(default="all", description="the modalities that are compared")
-    confidence: Literal["relative", "shared", "none"] = Field(
-        default="relative",
-        description="how an item's own modalities are compared: by anchor items, by plain cosine, or not at all",
+    confidence: Literal["relative", "none"] = Field(
+        default="relative", description="how an item's own modalities are compared: by anchor items, or not at all"
     )
     weights: Literal["adaptive", "uniform"] = Field(
         default="adaptive", description="how much each modality counts: by how well it separates, or all alike"
     )
-    aggregation: Literal["mean", "topk"] = Field(
-        default="mean", description="how a profile's similarities are summed up"
-    )
-    topk: Annotated[int, Field(ge=1)] = Field(default=5, description="the most similar items that topk keeps")
-    decision: Literal["lfdr", "quantile", "zscore"] = Field(
+    decision: Literal["lfdr", "quantile"] = Field(
         default="lfdr", description="how scores become probabilities"
     )
     null_items: Literal["popularity", "uniform"] = Field(default="popularity", description="how null pairs draw items")
@@ -43,9 +38,6 @@ class CalibrationSettings(Settings):
     min_profile: Annotated[int, Field(ge=2)] = Field(default=3, description="users with fewer items give no evidence")
     anchors: Annotated[int, Field(ge=2)] = Field(default=512, description="the number of anchor items")
     behaviour: bool = Field(default=True, description="whether co-occurrence is one more modality")
-    recalibrate_every: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="epochs between calibrations; 0: one only"
-    )
     learned: bool = Field(
         default=True, description="whether similarities learned from other users' profiles are further evidence"
     )

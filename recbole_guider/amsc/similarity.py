@@ -83,47 +83,37 @@ def normalise_modality(name: str, feature: ArrayLike | tuple[ArrayLike, ArrayLik
     return Modality(name, rows, present)
 
 
-def confidence(modalities: list[Modality], *, kind: str, anchors: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def confidence(
+    modalities: list[Modality], *, anchors: int, rng: np.random.Generator, relative: bool = True
+) -> NDArray[np.float32]:
     """Agreement of every item's own modalities, in [0, 1] (this project's definition of S_conf).
 
-    ``relative``: with the anchor items a in A (seeded; for each pair of modalities the first ``anchors`` items
+    With the anchor items a in A (seeded; for each pair of modalities the first ``anchors`` items
     of one random order that have both), r_i^m is the vector of S_m(i, a), a in A without i, minus its mean and
     divided by its length, and
 
         c_i = (1 + mean over the pairs (m, m') that i has of <r_i^m, r_i^m'>) / 2.
 
-    The modalities need not share a space: only similarities within each are compared. ``shared``: the cosine
-    <e_i^m, e_i^m'> in place of <r_i^m, r_i^m'>, for features of one space. ``none``: c_i = 1, which it is as well
-    where nothing can be compared (one modality, or the other one missing).
+    The modalities need not share a space: only similarities within each are compared. c_i is 1 where nothing can be
+    compared (one modality, or the other one missing).
 
     Args:
         modalities: of n_items rows each.
-        kind: relative, shared or none.
         anchors: the largest number of anchor items.
+        rng: chooses them.
+        relative: false: c_i = 1 for all items.
 
     Returns:
         float32 [n_items].
-
-    Raises:
-        GuiderError: ``shared`` with modalities of different dimension.
     """
     n_items = len(modalities[0].present) if modalities else 0
     total, count = np.zeros(n_items), np.zeros(n_items)
     order = rng.permutation(n_items)
-    for left, right in combinations(modalities if kind != "none" else [], 2):
+    for left, right in combinations(modalities if relative else [], 2):
         both = np.flatnonzero(left.present & right.present)
-        if kind == "shared":
-            if left.rows.shape[1] != right.rows.shape[1]:
-                raise GuiderError(
-                    f"guider.calibration.confidence: shared needs modalities of one dimension, but {left.name!r} "
-                    f"has {left.rows.shape[1]} and {right.name!r} {right.rows.shape[1]}; use relative."
-                )
-            agreement = np.einsum("ij,ij->i", left.rows[both], right.rows[both], dtype=np.float64)
-            usable = np.ones(len(both), dtype=bool)
-        else:
-            in_both = left.present & right.present
-            chosen = order[in_both[order]][:anchors]
-            agreement, usable = _relative_agreement(left.rows, right.rows, both, chosen)
+        in_both = left.present & right.present
+        chosen = order[in_both[order]][:anchors]
+        agreement, usable = _relative_agreement(left.rows, right.rows, both, chosen)
         total[both[usable]] += agreement[usable]
         count[both[usable]] += 1
     result = np.where(count > 0, (1 + total / np.maximum(count, 1)) / 2, 1.0)
@@ -243,26 +233,10 @@ def block_similarity(v: FloatArray, items: IntArray, profile: IntArray) -> Float
     return np.matmul(v[profile], v[items][:, :, None])[:, :, 0]
 
 
-def top_mean(similarity: FloatArray, left_out: NDArray[np.bool_], topk: int) -> FloatArray:
-    """Mean of the ``topk`` largest entries of each row outside ``left_out`` (of all, where there are fewer).
-
-    Args:
-        similarity: float [c, n], n >= 2.
-        left_out: bool [c, n], exactly one True per row.
-    """
-    n = similarity.shape[1]
-    masked = np.where(left_out, -np.inf, similarity)
-    k = min(topk, n - 1)
-    top = np.partition(masked, n - k, axis=1)[:, n - k :]
-    mean = top.mean(axis=1)
-    mean[np.abs(mean) < SNAP] = 0.0
-    return mean
-
-
-def top_scores(
-    rows: NDArray[np.float32], weight: FloatArray, profiles: Profiles, candidates: Candidates, topk: int
+def nearest_scores(
+    rows: NDArray[np.float32], weight: FloatArray, profiles: Profiles, candidates: Candidates
 ) -> NDArray[np.float64]:
-    """Leave-one-out means over the ``topk`` most similar items of each profile, O(sum |I_u|^2 d), in blocks.
+    """The similarity to the most similar item of the rest of each profile, O(sum |I_u|^2 d), in blocks.
 
     Args:
         rows: float32 [n_items, d].
@@ -278,7 +252,8 @@ def top_scores(
     for block in profile_blocks(profiles, candidates, v.shape[1]):
         items, left_out = candidates.items[block.index], candidates.left_out[block.index]
         similarity = block_similarity(v, items, block.profile)
-        result[block.index] = top_mean(similarity, block.profile == left_out[:, None], topk)
+        largest = np.where(block.profile == left_out[:, None], -np.inf, similarity).max(axis=1)
+        result[block.index] = np.where(np.abs(largest) < SNAP, 0.0, largest)
     return result
 
 

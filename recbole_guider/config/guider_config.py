@@ -127,6 +127,10 @@ class GuiderConfig(Config):
 
             return Denoised
         if self._guider_on:
+            if self.guider_settings is not None and self.guider_settings.variant == "released":
+                from recbole_guider.guider.released import ReleasedGuider
+
+                return ReleasedGuider
             from recbole_guider.guider.model import Guider
 
             return Guider

@@ -306,9 +306,9 @@ def row_numbers(tokens: Iterable[Any], rows: int, path: Path, what: str) -> np.n
                 f"token of each row, one per line."
             )
     numbers = np.array([int(text) for text in texts], dtype=np.int64)
-    if len(numbers) and numbers.max() >= rows:
+    if len(numbers) and np.max(numbers) >= rows:
         raise GuiderError(
-            f"{what}: {path} has {rows} rows, but item token {numbers.max()} needs at least {numbers.max() + 1} "
+            f"{what}: {path} has {rows} rows, but item token {np.max(numbers)} needs at least {np.max(numbers) + 1} "
             f"(row r belongs to item token r, counted from 0); if rows are missing or ordered otherwise, add `ids:`, "
             f"a file with the item token of each row, one per line."
         )

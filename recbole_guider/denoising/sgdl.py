@@ -42,7 +42,7 @@ def clean_share(losses: np.ndarray, users: np.ndarray, seed: int) -> float:
         The share; 1 where there is nothing to fit.
     """
     _, group = np.unique(users, return_inverse=True)
-    low, high = np.full(group.max() + 1, np.inf), np.full(group.max() + 1, -np.inf)
+    low, high = np.full(int(np.max(group)) + 1, np.inf), np.full(int(np.max(group)) + 1, -np.inf)
     np.minimum.at(low, group, losses)
     np.maximum.at(high, group, losses)
     spread = (high - low)[group]

@@ -9,23 +9,23 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_guider.amsc import Calibration, Level, calibrate
+from recbole_guider.amsc import Calibration, calibrate
 from recbole_guider.data.features import require_content
 from recbole_guider.evaluation.detection import detection_report
-from recbole_guider.guider.calibration_cache import calibration_key, kept
+from recbole_guider.guider.calibration_cache import calibration_key, load_or_compute
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.utils.errors import GuiderError
 
 #: The column of the training interactions that carries the probability that an interaction is clean.
 CLEAN_PROBABILITY = "clean_probability"
+#: The column that says whether an interaction counts as clean.
+IS_CLEAN = "is_clean"
 
 
 def calibrate_dataset(
     config: Any,
     dataset: Any,
     *,
-    behaviour_embeddings: np.ndarray | None = None,
-    level: Level | None = None,
     cache: Path | None = None,
 ) -> Calibration:
     """Run AMSC on the interactions of a training set.
@@ -33,11 +33,8 @@ def calibrate_dataset(
     Args:
         config: a GuiderConfig whose guider block is on.
         dataset: the training part of a GuiderDataset.
-        behaviour_embeddings: item vectors ``[n_items, d]`` in RecBole's item ids that replace co-occurrence as the
-            behaviour modality (recalibration from the teacher).
-        level: of the first calibration, which one from embeddings keeps.
-        cache: a folder that keeps calibrations; see :func:`~recbole_guider.guider.calibration_cache.kept`.
-            Calibrations from embeddings are not kept, as no other run has the same.
+        cache: a folder that keeps calibrations; see
+            :func:`~recbole_guider.guider.calibration_cache.load_or_compute`.
 
     Returns:
         The calibration, one entry for each row of ``dataset.inter_feat``.
@@ -72,26 +69,24 @@ def calibrate_dataset(
     seed: int = config["seed"]
 
     def compute() -> Calibration:
-        return calibrate(
-            users, items, content, **sizes, settings=settings.calibration, seed=seed,
-            behaviour_embeddings=None if behaviour_embeddings is None else behaviour_embeddings[1:], level=level,
-        )
+        return calibrate(users, items, content, **sizes, settings=settings.calibration, seed=seed)
 
-    if cache is None or behaviour_embeddings is not None or settings.calibration.method == "none":
+    if cache is None or settings.calibration.method == "none":
         return compute()
-    described = [settings.calibration.model_dump(exclude={"cache", "recalibrate_every"}), sizes, seed, list(content)]
+    described = [settings.calibration.model_dump(exclude={"cache"}), sizes, seed, list(content)]
     arrays = [users, items, *(array for pair in content.values() for array in pair)]
-    return kept(cache, calibration_key(arrays, repr(described)), compute)
+    return load_or_compute(cache, calibration_key(arrays, repr(described)), compute)
 
 
-def attach(dataset: Any, clean_probability: torch.Tensor) -> None:
-    """Put the probabilities into the training interactions, so that every batch carries its own.
+def attach(dataset: Any, clean_probability: torch.Tensor, is_clean: torch.Tensor) -> None:
+    """Put what a calibration says into the training interactions, so that every batch carries its own.
 
     Args:
         dataset: the training part of a data set.
         clean_probability: float32 ``[nnz]``, in the order of ``dataset.inter_feat``.
+        is_clean: bool ``[nnz]``, which of them count as clean.
     """
-    dataset.inter_feat.update(Interaction({CLEAN_PROBABILITY: clean_probability}))
+    dataset.inter_feat.update(Interaction({CLEAN_PROBABILITY: clean_probability, IS_CLEAN: is_clean}))
 
 
 def summary(calibration: Calibration, dataset: Any) -> dict[str, Any]:

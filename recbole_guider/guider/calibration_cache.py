@@ -43,7 +43,7 @@ def calibration_key(arrays: Iterable[np.ndarray], settings: str) -> str:
     return digest.hexdigest()[:24]
 
 
-def kept(folder: Path | None, key: str, compute: Callable[[], Calibration]) -> Calibration:
+def load_or_compute(folder: Path | None, key: str, compute: Callable[[], Calibration]) -> Calibration:
     """The calibration that ``folder`` holds under ``key``, or the computed one, which is then put there.
 
     A file appears whole or not at all, so that processes may share the folder; one that cannot be read is made anew.

@@ -108,7 +108,6 @@ class Distiller(SeededGenerators):
             epsilon=settings.epsilon,
             iterations=settings.iterations,
             anchor=settings.anchor,
-            debias=settings.debias,
         )
 
     def _most_users(self) -> int:

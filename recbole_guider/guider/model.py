@@ -10,27 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.general_recommender import BPR
 from torch import Tensor, nn
 
-from recbole_guider.guider.distiller import N_CANDIDATE_USERS, N_CANDIDATES
-from recbole_guider.guider.plan import parts_of
+from recbole_guider.guider.distiller import Distiller
+from recbole_guider.guider.plan import TeachingPlan, make_plan
 from recbole_guider.guider.settings import GuiderSettings
-from recbole_guider.guider.teacher import DBPR, PAIRS_OF_A_BATCH
-from recbole_guider.guider.weighting import (
-    PairLookup,
-    ThinnedHistory,
-    WeighedHistory,
-    has_weighable_rows,
-    learns_history_lists,
-    reads_histories,
-    weighted_ranking_loss,
-)
+from recbole_guider.guider.teacher import DBPR
+from recbole_guider.guider.weighting import Histories, weighted_ranking_loss
+from recbole_guider.losses.distillation import min_norm_weights
 from recbole_guider.models.accelerated import fastest
 from recbole_guider.models.base import Encoding, FactorisedRecommender, require_sampled_items
-from recbole_guider.models.scoring import CANDIDATES, ROWS, Scoring, trainable
+from recbole_guider.models.scoring import Scoring, trainable
 from recbole_guider.utils.batch_parts import sum_of_parts, whole_batch
-from recbole_guider.utils.errors import GuiderError
 
 
 class Guider(FactorisedRecommender):
@@ -47,7 +38,9 @@ class Guider(FactorisedRecommender):
     A trainer finds everything that the backbone has here, too: RecBole's trainers of single models call methods of
     theirs (NCL's ``e_step``, RecVAE's ``update_prior``).
 
-    Its backbone is ``config.backbone_class``; to RecBole it is of the backbone's type.
+    Its backbone is ``config.backbone_class``; to RecBole it is of the backbone's type. Who learns what is decided once,
+    into ``plan`` (:class:`~recbole_guider.guider.plan.TeachingPlan`). A variant is a subclass
+    (:class:`~recbole_guider.guider.released.ReleasedGuider`).
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -55,35 +48,90 @@ class Guider(FactorisedRecommender):
         self.backbone: type = config.backbone_class
         self.type, self.input_type = config["MODEL_TYPE"], config["MODEL_INPUT_TYPE"]
         self.settings: GuiderSettings = config.guider_settings
-        self.parts = parts_of(self.settings.variant)
+        seed: int = config["seed"]
         # The student first: with the same seed it starts from the same values as the plain model.
         self.student = fastest(self.backbone)(config, dataset)
         self.student_scoring = Scoring(self.student)
         self.teacher: nn.Module | None = None
         self.teacher_scoring: Scoring | None = None
-        if self.settings.distillation.objective != "none" or "distillation" in self.parts.ignored:
-            self.teacher = self.parts.build_teacher(self.parts.teacher_config(config), dataset)
+        if self._has_teacher():
+            self.teacher = self.make_teacher(self.teacher_config(config), dataset)
             self.teacher_scoring = Scoring(self.teacher)
-        self._check(config)
-        seed: int = config["seed"]
+        #: who learns what
+        self.plan: TeachingPlan = self.make_plan(self.student_scoring, self.teacher_scoring)
+        for model in self.plan.need_sampled_items:
+            require_sampled_items(config, model)
         users, items = (dataset.inter_feat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
         self.dbpr = DBPR(
             self.settings.dbpr, users, items, self.n_users, self.n_items, (self.USER_ID, self.ITEM_ID), seed
         )
-        learners = ((self.student_scoring, self.student_learns_dbpr), (self.teacher_scoring, self.teacher_learns_dbpr))
+        learners = (
+            (self.student_scoring, self.plan.student_learns_dbpr), (self.teacher_scoring, self.plan.teacher_learns_dbpr)
+        )
         for scoring, learns_dbpr in learners:
             if scoring is not None and learns_dbpr and self.dbpr.unit_length:
                 scoring.compare_by_cosines()
         self.distiller = None
         if self.teacher_scoring is not None:
-            self.distiller = self.parts.distiller(self.settings, self.student_scoring, self.teacher_scoring, seed)
+            self.distiller = self.make_distiller(self.student_scoring, self.teacher_scoring, seed)
         #: losses of the latest batch, and their sums since :meth:`begin_epoch`, by name
         self.last_losses: dict[str, float] = {}
         self.epoch_losses: dict[str, float] = {}
         self._said = False
         self._teacher_scores = False
-        self._pairs = users, items
-        self._set_up_histories(len(users), seed)
+        self.histories = Histories(self.plan, self.student, self.teacher)
+        if self.plan.weighting == "subsampled history":
+            self.generator("history", seed=seed + 2)
+        if self.plan.weights_histories:
+            # a model scores with the weighted histories: a checkpoint must hold the weights
+            self.register_buffer("clean_probability", torch.ones(len(users)))
+            self._pairs = users, items
+            self.register_load_state_dict_post_hook(_weight_after_loading)
+
+    # -- what another variant does in another way -----------------------------------------------------------------
+
+    def _has_teacher(self) -> bool:
+        return self.settings.distillation.objective != "none"
+
+    @staticmethod
+    def teacher_config(config: Any) -> Any:
+        """The configuration of the teacher: of the model that ``guider.teacher`` names, with
+        ``guider.teacher_parameters``.
+        """
+        return config.teacher_config()
+
+    @staticmethod
+    def make_teacher(config: Any, dataset: Any) -> nn.Module:
+        """The model of a teacher's configuration."""
+        return fastest(config.model_class)(config, dataset)
+
+    def make_plan(self, student: Scoring, teacher: Scoring | None) -> TeachingPlan:
+        """Who learns what.
+
+        Raises:
+            GuiderError: something cannot work with these two models.
+        """
+        return make_plan(self.settings, student, teacher)
+
+    def make_distiller(self, student: Scoring, teacher: Scoring, seed: int) -> Distiller:
+        """What the student learns from the frozen teacher."""
+        return Distiller(self.settings, student, teacher, seed)
+
+    def balance(
+        self, own: Tensor, distilled: Tensor, encoding: Encoding | None, interaction: Interaction
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Weights of the student's own and of the distillation loss.
+
+        ``fixed``: 1 and ``weight``, times the interval of batches that distil. ``min_norm``: the min-norm point of the
+        two losses' gradients at what both depend on, one extra backward pass.
+        """
+        settings = self.settings.distillation
+        if settings.balance == "fixed":
+            return 1.0, settings.weight * settings.interval
+        shared = trainable(self.student) if encoding is None else [encoding.users, encoding.items]
+        own_gradients, gradients = (gradients_at(loss, shared) for loss in (own, distilled))
+        # the distillation loss is that of the whole batch already
+        return min_norm_weights(sum_of_parts(own_gradients, interaction), gradients)
 
     def _get_name(self) -> str:
         return f"GUIDER_{self.backbone.__name__}"
@@ -98,162 +146,23 @@ class Guider(FactorisedRecommender):
                 raise
             return getattr(student, name)
 
-    # -- what applies to these two models -------------------------------------------------------------------------
-
-    @property
-    def student_learns_dbpr(self) -> bool:
-        """Whether DBPR takes the place of the student's ranking loss.
-
-        With ``auto`` it does where nothing but the ranking loss is replaced: a model that keeps it apart is a
-        :class:`~recbole_guider.models.base.FactorisedRecommender`.
-        """
-        if "student_loss" in self.parts.ignored:
-            return False
-        if self.settings.student_loss == "auto":
-            return isinstance(self.student, FactorisedRecommender)
-        return self.settings.student_loss == "dbpr"
-
-    @property
-    def teacher_learns_dbpr(self) -> bool:
-        """Whether the teacher is trained on DBPR; else on its own loss."""
-        scoring = self.teacher_scoring
-        wanted = self.parts.teacher_learns_dbpr and self.settings.teacher_loss == "dbpr"
-        return wanted and scoring is not None and scoring.kind != ROWS
-
-    @property
-    def teacher_needs_negatives(self) -> bool:
-        """Whether the teacher's loss has a part that compares a sampled item (as FREEDOM's content terms do)."""
-        return _samples_beside_ranking(self.teacher)
-
-    @property
-    def weighting(self) -> str:
-        """How the student's own loss sees the calibration: ``rows`` (weighted), ``thinned`` (rows), ``history``,
-        ``thinned history`` or ``none``."""
-        if not self.parts.calibrates or self.student_learns_dbpr or self.settings.student_weighting == "none":
-            return "none"
-        if self._weighed:
-            return "history"
-        if self._thinned is not None:
-            return "thinned history"
-        exact = self.settings.student_weighting == "weight" and has_weighable_rows(self.student)
-        return "rows" if exact else "thinned"
-
-    @property
-    def notes(self) -> list[str]:
-        """What a user should know of how these two models are taught: a sentence for each thing out of the ordinary."""
-        student, notes = self.student_scoring, []
-        if self.teacher_scoring is not None:
-            for scoring in (student, self.teacher_scoring):
-                if scoring.kind == CANDIDATES:
-                    notes.append(
-                        f"{scoring.name} scores pairs: the distillation loss compares {N_CANDIDATES} items drawn for "
-                        f"each batch, not the whole catalogue, for {N_CANDIDATE_USERS} users at most."
-                    )
-            if self.teacher_scoring.kind == ROWS and self.parts.teacher_learns_dbpr:
-                notes.append(
-                    f"{self.teacher_scoring.name} scores whole rows only: as a teacher it learns from its own loss, "
-                    f"with histories weighed by the clean probability, not from DBPR."
-                )
-        taught = [student] if self.student_learns_dbpr else []
-        taught += [self.teacher_scoring] if self.teacher_scoring is not None and self.teacher_learns_dbpr else []
-        for scoring in taught:
-            if scoring.kind == CANDIDATES and self.settings.dbpr.form == "softmax":
-                notes.append(
-                    f"{scoring.name} scores pairs: DBPR takes so many negatives that a batch has at most "
-                    f"{PAIRS_OF_A_BATCH} pairs, which may be fewer than guider.dbpr.negatives."
-                )
-            if not isinstance(scoring.model, (FactorisedRecommender, BPR)):
-                notes.append(
-                    f"{scoring.name} learns from DBPR in place of its whole loss, whatever that has beside the ranking "
-                    f"(regularisers, contrastive terms)."
-                )
-        if self.student_learns_dbpr and self.settings.student_weighting == "weight":
-            notes.append(f"{student.name} learns from DBPR, which weighs rows: guider.student_weighting is not read.")
-        if self.weighting == "history":
-            notes.append(f"{student.name} learns whole histories: they are weighed by the clean probability.")
-        elif self.weighting == "thinned history":
-            notes.append(f"{student.name} learns whole histories: an epoch takes an item with its clean probability.")
-        elif self.settings.student_weighting == "weight" and self.weighting == "thinned":
-            notes.append(
-                f"the loss of {student.name} cannot be had row by row: rows are resampled instead of weighted "
-                f"(guider.student_weighting)."
-            )
-        if self.parts.ignored:
-            notes.append(
-                f"guider.variant {self.settings.variant} does not read {', '.join(self.parts.ignored)}."
-            )
-        return list(dict.fromkeys(notes))
-
-    def _check(self, config: Any) -> None:
-        """Raise for what cannot work with these two models, before anything is trained."""
-        settings = self.settings
-        if self.student_learns_dbpr and self.student_scoring.kind == ROWS:
-            raise GuiderError(
-                f"guider.student_loss is dbpr: it needs scores of single pairs, and {self.backbone.__name__} gives "
-                f"whole rows only; use own."
-            )
-        learners = {self.student: self.student_learns_dbpr}
-        if self.teacher is not None:
-            learners[self.teacher] = self.teacher_learns_dbpr
-        for model, learns_dbpr in learners.items():
-            # DBPR draws its own, and what a model learns beside its ranking loss may need some
-            if not learns_dbpr or _samples_beside_ranking(model):
-                require_sampled_items(config, model)
-        if settings.calibration.recalibrate_every and "calibration" not in self.parts.ignored:
-            if not settings.calibration.behaviour:
-                raise GuiderError(
-                    f"guider.calibration.recalibrate_every is {settings.calibration.recalibrate_every} and "
-                    f"guider.calibration.behaviour is false: calibrating again takes the behaviour from the teacher, "
-                    f"and nothing else changes; use 0, or set behaviour to true."
-                )
-            scoring = self.teacher_scoring
-            if scoring is None or not scoring.factorised:
-                what = "there is no teacher" if scoring is None else f"{scoring.name} has none"
-                raise GuiderError(
-                    f"guider.calibration.recalibrate_every is {settings.calibration.recalibrate_every}: calibrating "
-                    f"again takes the behaviour from the teacher's item matrix, and {what}; use 0."
-                )
-
     # -- calibration ----------------------------------------------------------------------------------------------
 
-    def _set_up_histories(self, size: int, seed: int) -> None:
-        self._weighed: list[WeighedHistory] = []
-        self._thinned: ThinnedHistory | None = None
-        self._lookup: PairLookup | None = None
-        if not self.parts.calibrates:
-            return
-        if self.settings.student_weighting != "none":
-            if reads_histories(self.student):
-                self._weighed.append(WeighedHistory(self.student))
-            elif learns_history_lists(self.student):
-                self._thinned = ThinnedHistory(self.student, self.generator("history", seed=seed + 2))
-        if self.teacher is not None and not self.teacher_learns_dbpr and reads_histories(self.teacher):
-            self._weighed.append(WeighedHistory(self.teacher))
-        if self._weighed:
-            # the model scores with the weighed histories: a checkpoint must hold the weights
-            self.register_buffer("clean_probability", torch.ones(size))
-            self.register_load_state_dict_post_hook(_weigh_after_loading)
-
-    def set_calibration(self, users: np.ndarray, items: np.ndarray, clean_probability: np.ndarray) -> None:
+    def set_calibration(
+        self, users: np.ndarray, items: np.ndarray, clean_probability: np.ndarray, is_clean: np.ndarray
+    ) -> None:
         """Take over how clean each training interaction is.
 
         Args:
             users, items: int ``[nnz]``, RecBole's ids of the training pairs.
-            clean_probability: float ``[nnz]``; 0.5 and more counts as true.
+            clean_probability: float ``[nnz]``.
+            is_clean: bool ``[nnz]``, which of them count as true.
         """
-        is_clean = clean_probability >= 0.5
         self.dbpr.set_true(users[is_clean], items[is_clean])
-        self._pairs = users, items
-        if self._weighed:
+        if self.plan.weights_histories:
+            self._pairs = users, items
             self.clean_probability.copy_(torch.from_numpy(clean_probability))
-        self.weigh_histories(clean_probability)
-
-    def weigh_histories(self, clean_probability: np.ndarray) -> None:
-        """Let the models that read whole histories read them by clean_probability, float ``[nnz]``."""
-        if self._weighed or self._thinned is not None:
-            self._lookup = PairLookup(*self._pairs, clean_probability, self.n_items)
-        for history in self._weighed:
-            history.apply(self._lookup)  # type: ignore[arg-type]  # made above
+        self.histories.set_probability(users, items, clean_probability, self.n_items)
 
     # -- passes ---------------------------------------------------------------------------------------------------
 
@@ -262,17 +171,12 @@ class Guider(FactorisedRecommender):
         self.last_losses.clear()
         self.epoch_losses.clear()
 
-    def freeze_teacher(self) -> None:
-        """Begin a student pass: what the teacher knows is taken as it stands."""
+    def begin_student_pass(self) -> None:
+        """Take what the teacher knows as it stands, and choose what of subsampled histories this pass learns from."""
         if self.distiller is not None:
             self.distiller.freeze()
-        if self._thinned is not None and self._lookup is not None:
-            self._thinned.draw(self._lookup)
-
-    def teacher_item_matrix(self) -> np.ndarray:
-        """The frozen teacher's item matrix, float32 ``[n_items, d]``."""
-        assert self.distiller is not None and self.distiller.teacher_matrices is not None
-        return self.distiller.teacher_matrices[1].cpu().numpy()
+        if self.plan.weighting == "subsampled history":
+            self.histories.subsample(self.generator("history"))
 
     @contextmanager
     def scored_by_teacher(self) -> Iterator[None]:
@@ -292,7 +196,7 @@ class Guider(FactorisedRecommender):
         """
         teacher, scoring = self.teacher, self.teacher_scoring
         assert teacher is not None and scoring is not None
-        if self.teacher_learns_dbpr:
+        if self.plan.teacher_learns_dbpr:
             loss = self._dbpr(teacher, scoring, interaction)[0].sum()
         else:
             loss = sum(_parts(teacher.calculate_loss(interaction)))
@@ -323,13 +227,7 @@ class Guider(FactorisedRecommender):
                 self._say_that_nothing_is_distilled()
                 distilled = None
         if distilled is not None:
-            own_weight, weight = self.parts.balance(
-                sum(own[1:], own[0]),
-                distilled,
-                self._shared(encoding),
-                self.settings,
-                interaction,
-            )
+            own_weight, weight = self.balance(sum(own[1:], own[0]), distilled, encoding, interaction)
             own, distilled = tuple(own_weight * part for part in own), weight * distilled
             self._record("distillation", distilled, interaction)
         self._record("student", sum(part.detach() for part in own), interaction)
@@ -345,13 +243,13 @@ class Guider(FactorisedRecommender):
 
     def _own_losses(self, interaction: Interaction, **arguments: Any) -> tuple[tuple[Tensor, ...], Encoding | None]:
         student = self.student
-        if self.student_learns_dbpr:
+        if self.plan.student_learns_dbpr:
             loss, encoding = self._dbpr(student, self.student_scoring, interaction)
             return (loss.sum(),), encoding
         if not isinstance(student, FactorisedRecommender):
             return _parts(student.calculate_loss(interaction, **arguments)), None
         encoding = student.encode()
-        if self.weighting != "rows":
+        if self.plan.weighting != "rows":
             return (student.loss(encoding, interaction).sum(),), encoding
         loss = weighted_ranking_loss(student, encoding, interaction) + _beside_ranking(student, encoding, interaction)
         return (loss.sum(),), encoding
@@ -365,12 +263,6 @@ class Guider(FactorisedRecommender):
         encoding = model.encode()
         loss = self.dbpr.of_factors(scoring.factors(encoding), interaction)
         return loss + _beside_ranking(model, encoding, interaction), encoding
-
-    def _shared(self, encoding: Encoding | None) -> Sequence[Tensor]:
-        """What both losses of the student depend on."""
-        if encoding is not None and self.parts.balances_at_matrices:
-            return [encoding.users, encoding.items]
-        return trainable(self.student)
 
     def _record(self, name: str, loss: Tensor, interaction: Interaction) -> None:
         value = float(sum_of_parts([loss.detach().float()], interaction)[0])
@@ -425,8 +317,8 @@ class Guider(FactorisedRecommender):
             getattr(self, name).load_other_parameter(values)
 
 
-def _weigh_after_loading(model: Guider, incompatible_keys: Any) -> None:
-    model.weigh_histories(model.clean_probability.cpu().numpy())
+def _weight_after_loading(model: Guider, incompatible_keys: Any) -> None:
+    model.histories.set_probability(*model._pairs, model.clean_probability.cpu().numpy(), model.n_items)
 
 
 def _parts(losses: Any) -> tuple[Tensor, ...]:
@@ -434,11 +326,12 @@ def _parts(losses: Any) -> tuple[Tensor, ...]:
     return tuple(loss.sum() for loss in (losses if isinstance(losses, tuple) else (losses,)))
 
 
-def _samples_beside_ranking(model: nn.Module | None) -> bool:
-    """Whether what a model learns beside its ranking loss compares sampled items."""
-    if not isinstance(model, FactorisedRecommender) or not model.compares_sampled_items:
-        return False
-    return model.auxiliary_loss_samples and type(model).auxiliary_loss is not FactorisedRecommender.auxiliary_loss
+def gradients_at(loss: Tensor, shared: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradient of ``loss`` at each tensor of ``shared``; its graph stays, and what it does not depend on is 0."""
+    gradients: Sequence[Tensor] = torch.autograd.grad(
+        loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return gradients
 
 
 def _beside_ranking(model: FactorisedRecommender, encoding: Encoding, interaction: Interaction) -> Tensor | float:

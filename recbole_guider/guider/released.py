@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, logsigmoid, softmax
 
 from recbole_guider.guider.distiller import Distiller
-from recbole_guider.guider.plan import Parts
+from recbole_guider.guider.model import Guider, gradients_at
+from recbole_guider.guider.plan import TeachingPlan
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.models.base import Encoding
 from recbole_guider.models.freedom import FREEDOM
-from recbole_guider.models.scoring import CANDIDATES, FACTORISED, Scoring, as_in_evaluation
+from recbole_guider.models.scoring import CANDIDATES, FACTORISED, Scoring, as_in_evaluation, trainable
 from recbole_guider.utils.errors import GuiderError
 
 #: Dimensions of the maps of text and image, and signs that stand for a user, a text or an image.
@@ -37,6 +38,8 @@ CLEAN_BELOW = 0.7
 FLOORS = (0.5, 1e-4)
 #: The two modalities that the published code knows, and the first one's weight in the item graph.
 IMAGE, TEXT, IMAGE_WEIGHT = "image", "text", 0.1
+#: Settings of the guider block that this variant does not read.
+NOT_READ = ("teacher", "calibration", "dbpr", "distillation", "teacher_loss", "student_loss", "student_weighting")
 #: Hyper-parameters of the teacher; ``guider.teacher_parameters`` overrides them.
 TEACHER_PARAMETERS: dict[str, Any] = {
     "knn_k": 20, "n_mm_layers": 1, "n_ui_layers": 2, "dropout": 0.1, "reg_weight": 0.0, "train_features": False,
@@ -172,53 +175,59 @@ def min_norm_coefficients(own: Sequence[Tensor], distilled: Sequence[Tensor]) ->
     return max(weight, FLOORS[0]), max(1 - weight, FLOORS[1])
 
 
-def balance(
-    own: Tensor, distilled: Tensor, shared: Sequence[Tensor], settings: GuiderSettings, interaction: Interaction
-) -> tuple[float, float]:
-    """:func:`min_norm_coefficients` of two losses that depend on the parameters ``shared``."""
-    gradients = [
-        torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True, materialize_grads=True)
-        for loss in (own, distilled)
-    ]
-    return min_norm_coefficients(*gradients)
+class ReleasedGuider(Guider):
+    """GUIDER as the published code has it: another teacher, another loss of distillation, another balance."""
 
+    def _has_teacher(self) -> bool:
+        return True
 
-def teacher_config(config: Any) -> Any:
-    """The configuration of the teacher: the run's, with :data:`TEACHER_PARAMETERS`."""
-    given = config.guider_settings.teacher_parameters
-    view = config.teacher_config()
-    view.final_config_dict.update({key: value for key, value in TEACHER_PARAMETERS.items() if key not in given})
-    view.final_config_dict.update(
-        model=FREEDOM.__name__, backbone=FREEDOM.__name__, MODEL_TYPE=FREEDOM.type, MODEL_INPUT_TYPE=FREEDOM.input_type
-    )
-    return view
-
-
-def build_teacher(config: Any, dataset: Any) -> ReleasedTeacher:
-    """The teacher of a run.
-
-    Raises:
-        GuiderError: the run samples no negative items, which the teacher's loss compares.
-    """
-    if config["train_neg_sample_args"]["distribution"] == "none":
-        raise GuiderError(
-            "guider.variant is released: its teacher compares sampled items, and train_neg_sample_args is none; give "
-            "{distribution: uniform, sample_num: 1}."
+    @staticmethod
+    def teacher_config(config: Any) -> Any:
+        """The configuration of the teacher: the run's, with :data:`TEACHER_PARAMETERS`."""
+        given = config.guider_settings.teacher_parameters
+        view = config.teacher_config()
+        view.final_config_dict.update({key: value for key, value in TEACHER_PARAMETERS.items() if key not in given})
+        view.final_config_dict.update(
+            model=FREEDOM.__name__, backbone=FREEDOM.__name__, MODEL_TYPE=FREEDOM.type,
+            MODEL_INPUT_TYPE=FREEDOM.input_type,
         )
-    if config["modality_weights"] is None:
-        names = list(dataset.item_features)
-        if {IMAGE, TEXT} == set(names):
+        return view
+
+    @staticmethod
+    def make_teacher(config: Any, dataset: Any) -> nn.Module:
+        """The teacher of a run.
+
+        Raises:
+            GuiderError: the run samples no negative items, which the teacher's loss compares.
+        """
+        if config["train_neg_sample_args"]["distribution"] == "none":
+            raise GuiderError(
+                "guider.variant is released: its teacher compares sampled items, and train_neg_sample_args is none; "
+                "give {distribution: uniform, sample_num: 1}."
+            )
+        if config["modality_weights"] is None and {IMAGE, TEXT} == set(dataset.item_features):
             config["modality_weights"] = {IMAGE: IMAGE_WEIGHT, TEXT: 1.0 - IMAGE_WEIGHT}
-    return ReleasedTeacher(config, dataset)
+        return ReleasedTeacher(config, dataset)
 
+    def make_plan(self, student: Scoring, teacher: Scoring | None) -> TeachingPlan:
+        """Both models learn from their own losses, and all interactions count as clean."""
+        assert teacher is not None
+        return TeachingPlan(
+            calibrates=False,
+            student_learns_dbpr=False,
+            teacher_learns_dbpr=False,
+            teacher_needs_negatives=False,
+            weighting="none",
+            teacher_weights_history=False,
+            need_sampled_items=(student.model, teacher.model),
+            notes=(f"guider.variant {self.settings.variant} does not read {', '.join(NOT_READ)}.",),
+        )
 
-RELEASED = Parts(
-    calibrates=False,
-    teacher_config=teacher_config,
-    build_teacher=build_teacher,
-    teacher_learns_dbpr=False,
-    distiller=ReleasedDistiller,
-    balance=balance,
-    balances_at_matrices=False,
-    ignored=("teacher", "calibration", "dbpr", "distillation", "teacher_loss", "student_loss", "student_weighting"),
-)
+    def make_distiller(self, student: Scoring, teacher: Scoring, seed: int) -> Distiller:
+        return ReleasedDistiller(self.settings, student, teacher, seed)
+
+    def balance(
+        self, own: Tensor, distilled: Tensor, encoding: Encoding | None, interaction: Interaction
+    ) -> tuple[float, float]:
+        """:func:`min_norm_coefficients` of the two losses at the student's parameters."""
+        return min_norm_coefficients(*(gradients_at(loss, trainable(self.student)) for loss in (own, distilled)))

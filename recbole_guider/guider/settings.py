@@ -36,7 +36,6 @@ class DBPRSettings(Settings):
     own_as: OwnAs = Field(
         default="negative", description="what a user's own items among the negatives count as, softmax form"
     )
-    false_as: OwnAs = Field(default="ignore", description="the same for false items alone, where own ones are ignored")
 
 
 class DistillationSettings(Settings):
@@ -53,7 +52,8 @@ class DistillationSettings(Settings):
         description="divides the scores that KL compares; null: dbpr.temperature, and half of it for cost kl",
     )
     plan: Literal["anchored", "batch", "identity"] = Field(
-        default="anchored", description="transport at a price, free, or none"
+        default="anchored",
+        description="transport at a price, free, or none; at the default price anchored is the identity, and as cheap",
     )
     anchor: NonNegative = Field(default=1.0, description="the price of moving mass to another user")
     weight: NonNegative = Field(default=1.0, description="the weight of the distillation loss")
@@ -64,7 +64,6 @@ class DistillationSettings(Settings):
         default=2,
         description="distil in the first of every interval batches, with that many times the weight (fixed balance)",
     )
-    debias: bool = Field(default=False, description="subtract the two self-transport terms")
     balance: Literal["fixed", "min_norm"] = Field(default="fixed", description="by weight, or by the losses' gradients")
 
 

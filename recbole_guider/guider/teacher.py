@@ -11,7 +11,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recbole_guider.guider.calibration import CLEAN_PROBABILITY
+from recbole_guider.guider.calibration import CLEAN_PROBABILITY, IS_CLEAN
 from recbole_guider.guider.settings import DBPRSettings
 from recbole_guider.losses.dbpr import dbpr_loss, observed_probability, soft_negative
 from recbole_guider.models.base import SeededGenerators
@@ -31,7 +31,7 @@ class DBPR(SeededGenerators):
     In the ``softmax`` form a batch shares its negatives; with ``own_as: negative`` all users have the same, as in a
     softmax over the catalogue, but that a row's own positive counts twice where it is drawn. In the ``pairwise`` form
     every row has one negative of its own. Otherwise than with ``own_as: negative``, what a user interacted with is none
-    of the user's negatives (with ``false_as: negative`` this holds for true interactions only).
+    of the user's negatives.
 
     With q = ``robustness`` above 0 the first term of a row weighs ``pi_b^q / mean over the batch of pi^q``, held fixed,
     pi being the probability that the model itself gives the row
@@ -125,17 +125,12 @@ class DBPR(SeededGenerators):
         for _ in range(_DRAWS):
             new = torch.randint(1, self.n_items, (int(again.sum()),), generator=self.generator("negatives"))
             drawn[again] = new.numpy()
-            again[again] = self._own.has(users[again], drawn[again])
+            again[again] = self.profiles.has(users[again], drawn[again])
             if not again.any():
                 break
         device = interaction[self.user_field].device
         items, usable = (of_rows(torch.from_numpy(each), interaction).to(device) for each in (drawn, ~again))
         return items, usable
-
-    @property
-    def _own(self) -> Profiles:
-        """What is no negative of its user."""
-        return self.true_profiles if self.settings.false_as == "negative" else self.profiles
 
     def _sample(self, count: int) -> Tensor:
         return torch.randint(1, self.n_items, (count,), generator=self.generator("negatives")).unique()
@@ -144,7 +139,7 @@ class DBPR(SeededGenerators):
         """Where in ``[users, sampled]`` an item is no negative of the user; None where all are."""
         if self.settings.own_as == "negative":
             return None
-        row, column = self._own.among(users.cpu().numpy(), sampled.numpy())
+        row, column = self.profiles.among(users.cpu().numpy(), sampled.numpy())
         return row.to(users.device), column.to(users.device)
 
     def _usable(self, users: Tensor, sampled: Tensor, place: Tensor) -> Tensor | None:
@@ -167,7 +162,7 @@ class DBPR(SeededGenerators):
             # pairs are drawn for the whole batch: a part has them all
             batch = whole_batch(interaction)
             user, item = batch[self.user_field], batch[self.item_field]
-            false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
+            false = torch.nonzero(~batch[IS_CLEAN]).squeeze(1)
             drawn = self.true_profiles.draw(user[false].cpu().numpy(), self.generator("eta")).to(user.device)
             false, drawn = false[drawn >= 0], drawn[drawn >= 0]
             true_score = score(user[false], drawn)
@@ -176,11 +171,10 @@ class DBPR(SeededGenerators):
         return dbpr_loss(
             positive,
             negative,
-            interaction[CLEAN_PROBABILITY],
+            interaction[CLEAN_PROBABILITY if settings.soft else IS_CLEAN],
             **scores,
             form=settings.form,
             temperature=settings.temperature,
-            soft=settings.soft,
             eta=settings.eta,
             gamma=settings.gamma,
             negative_mask=usable,

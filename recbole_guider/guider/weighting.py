@@ -9,7 +9,7 @@ drawing with replacement would be right in expectation too, but a clean interact
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from recbole_guider.guider.calibration import CLEAN_PROBABILITY
 from recbole_guider.models.base import Encoding, FactorisedRecommender
 from recbole_guider.utils.batch_parts import share_of_rows, whole_batch
 
+if TYPE_CHECKING:
+    from recbole_guider.guider.plan import TeachingPlan  # it asks this file which models learn histories
 
-class ThinnedBatches:
+
+class SubsampledBatches:
     """RecBole's training batches over a random part of their rows: row r is in this epoch with probability p_r.
 
     The loader's own ``collate_fn`` makes the batches, so that negative sampling and transforms are as always.
@@ -61,44 +64,44 @@ class ThinnedBatches:
             yield self.loader.collate_fn(part.numpy())
 
 
-class WeighedHistory:
-    """The histories that an autoencoder reads and reproduces, each item weighing its clean probability.
+class Histories:
+    """What models that learn whole histories see of the calibration.
 
-    Exact where the loss is linear in the history, as the multinomial likelihood is, and what a thinned history is on
-    average elsewhere. The model reads the same histories in evaluation: it is not to believe there what it was taught
-    to doubt.
-
-    Args:
-        model: with RecBole's ``AutoEncoderMixin``.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.values: Tensor = model.history_item_value
-
-    def apply(self, lookup: PairLookup) -> None:
-        """Weigh the histories by ``lookup``."""
-        probability = lookup.of_histories(self.model.history_item_id)
-        self.model.history_item_value = self.values * probability.to(self.values)
-
-
-class ThinnedHistory:
-    """The lists of items that a whole-data model (ENMF) learns from; in each epoch an item is in with probability p.
+    An autoencoder reads and reproduces histories in which each item weights its clean probability. That is exact where
+    the loss is linear in the history, as the multinomial likelihood is, and what a subsampled history is on average
+    elsewhere. The model reads the same histories in evaluation: it is not to believe there what it was taught to doubt.
+    A whole-data model (ENMF) learns from lists of items, int64 [n_users, length], 0 being the padding; in each epoch an
+    item is in with its clean probability.
 
     Args:
-        model: with ``history_item_matrix``, int64 [n_users, length], 0 being the padding.
-        generator: where the choice comes from.
+        plan: of the run, which says which of the two models it concerns.
+        student, teacher: the models.
     """
 
-    def __init__(self, model: Any, generator: torch.Generator) -> None:
-        self.model, self.generator = model, generator
-        self.items: Tensor = model.history_item_matrix
+    def __init__(self, plan: TeachingPlan, student: Any, teacher: Any) -> None:
+        concerned = ((student, plan.weighting == "history"), (teacher, plan.teacher_weights_history))
+        self._weighted = [(model, model.history_item_value) for model, yes in concerned if yes]
+        self._subsampled: tuple[Any, Tensor] | None = None
+        if plan.weighting == "subsampled history":
+            self._subsampled = (student, student.history_item_matrix)
+        self._lookup: PairLookup | None = None
 
-    def draw(self, lookup: PairLookup) -> None:
-        """Choose what this epoch learns from."""
-        probability = lookup.of_histories(self.items)
-        kept = torch.rand(probability.shape, generator=self.generator) < probability
-        self.model.history_item_matrix = torch.where(kept.to(self.items.device), self.items, 0)
+    def set_probability(self, users: np.ndarray, items: np.ndarray, probability: np.ndarray, n_items: int) -> None:
+        """Take over how clean the training pairs are; see :class:`PairLookup`. Weighted histories change at once."""
+        if not self._weighted and self._subsampled is None:
+            return
+        self._lookup = PairLookup(users, items, probability, n_items)
+        for model, values in self._weighted:
+            model.history_item_value = values * self._lookup.of_histories(model.history_item_id).to(values)
+
+    def subsample(self, generator: torch.Generator) -> None:
+        """Choose what an epoch learns from."""
+        if self._subsampled is None or self._lookup is None:
+            return
+        model, items = self._subsampled
+        probability = self._lookup.of_histories(items)
+        kept = torch.rand(probability.shape, generator=generator) < probability
+        model.history_item_matrix = torch.where(kept.to(items.device), items, 0)
 
 
 class PairLookup:
@@ -127,7 +130,7 @@ class PairLookup:
 
 
 def reads_histories(model: nn.Module) -> bool:
-    """Whether a model learns whole histories, so that thinning the rows of a batch would thin users instead."""
+    """Whether a model learns whole histories, so that subsampling the rows of a batch would leave out users instead."""
     return isinstance(model, AutoEncoderMixin) and hasattr(model, "history_item_value")
 
 
@@ -136,13 +139,13 @@ def learns_history_lists(model: nn.Module) -> bool:
     return isinstance(model, ENMF)
 
 
-def has_weighable_rows(model: nn.Module) -> bool:
+def has_weightable_rows(model: nn.Module) -> bool:
     """Whether the ranking loss of a model can be had row by row."""
     return isinstance(model, FactorisedRecommender) and type(model).ranking_loss is FactorisedRecommender.ranking_loss
 
 
 def weighted_ranking_loss(model: FactorisedRecommender, encoding: Encoding, interaction: Interaction) -> Tensor:
-    """``- sum_b p_b log sig(y_b - y_bj) / sum_b p_b``: BPR with each row weighing its clean probability; scalar."""
+    """``- sum_b p_b log sig(y_b - y_bj) / sum_b p_b``: BPR with each row weighted by its clean probability; scalar."""
     user = encoding.users[interaction[model.USER_ID]]
     difference = encoding.items[interaction[model.ITEM_ID]] - encoding.items[interaction[model.NEG_ITEM_ID]]
     weight = interaction[CLEAN_PROBABILITY]

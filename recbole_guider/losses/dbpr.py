@@ -34,7 +34,6 @@ def dbpr_loss(
     *,
     form: str = "softmax",
     temperature: float = 0.2,
-    soft: bool = True,
     eta: float = 0.1,
     gamma: float = 0.0,
     negative_mask: Tensor | None = None,
@@ -59,12 +58,12 @@ def dbpr_loss(
     Args:
         positive: y [B], any float type.
         negative: scores of the negatives, [B] or [B, N]; in ``softmax`` they are usually shared by the batch.
-        clean_probability: p in [0, 1], [B]; calibrated probability that the pair is not noise.
+        clean_probability: p in [0, 1], [B]; calibrated probability that the pair is not noise, or bool [B], whether it
+            counts as clean.
         true, false: scores [M] of a true and a false positive of the same user, pair by pair. Without them
             (None or empty) that term is 0.
         form: ``pairwise`` or ``softmax``.
         temperature: tau > 0; only ``softmax`` uses it.
-        soft: use p itself; otherwise p >= 0.5 as 0 or 1.
         eta: weight >= 0 of the true-above-false term.
         gamma: weight >= 0 of the flipped term.
         negative_mask: bool, shape of ``negative``; False marks a negative not to use (a positive of the
@@ -102,7 +101,7 @@ def dbpr_loss(
         )
     negative, negative_mask = _in_columns(negative, negative_mask)
 
-    p = (clean_probability if soft else clean_probability >= 0.5).to(positive.dtype)
+    p = clean_probability.to(positive.dtype)
     weighted = p if weight is None else p * weight
     scale = 1.0 / temperature if form == "softmax" else 1.0
     positive, negative = positive * scale, negative * scale

@@ -429,16 +429,13 @@ def ot_distillation_loss(
     epsilon: float = 0.05,
     iterations: int = 50,
     anchor: float = 1.0,
-    debias: bool = False,
 ) -> Tensor:
     r"""Transport cost between the score rows of student and teacher, L = <P, C>, with the plan P held fixed.
 
     C is :func:`score_cost` and P :func:`transport_plan`. By the envelope theorem the gradient of <P, C> at
     the optimal P is that of the regularised cost min_P <P, C + A> + epsilon KL(P | 1/B 1/B'). The teacher
     gets no gradient.
-    ``debias`` subtracts half of the student's and of the teacher's transport cost to itself, by the same
-    formula (a Sinkhorn divergence in its <P, C> form, which may be slightly negative). This project's
-    definition.
+    This project's definition.
 
     Args:
         U, V: the student's users [B, d] and items [n, d].
@@ -447,7 +444,6 @@ def ot_distillation_loss(
         cost, temperature: see :func:`score_cost`.
         plan, epsilon, iterations, anchor: see :func:`transport_plan`; ``identity`` computes the costs of the diagonal
             only.
-        debias: subtract the self-costs.
 
     Returns:
         A scalar; 0 for an empty batch.
@@ -460,21 +456,11 @@ def ot_distillation_loss(
     teacher = reusable(V_teacher.detach() if isinstance(V_teacher, Tensor) else V_teacher, cost)
     target = U_teacher.detach()
     if _is_identity(plan, anchor):
-        # A user's cost to itself is 0: there is nothing to debias.
         each = diagonal_cost(U, student, target, teacher, cost, temperature)
         return each.sum() / max(each.numel(), 1)
-
-    def transported(a: Tensor, v: ItemsOrMoments, b: Tensor, w: ItemsOrMoments) -> Tensor:
-        matrix = score_cost(a, v, b, w, cost, temperature)
-        fixed = transport_plan(matrix, epsilon=epsilon, iterations=iterations, plan=plan, anchor=anchor)
-        return (fixed * matrix).sum()
-
-    loss = transported(U, student, target, teacher)
-    if debias:
-        loss = loss - 0.5 * (
-            transported(U, student, U, student) + transported(target, teacher, target, teacher)
-        )
-    return loss
+    matrix = score_cost(U, student, target, teacher, cost, temperature)
+    fixed = transport_plan(matrix, epsilon=epsilon, iterations=iterations, plan=plan, anchor=anchor)
+    return (fixed * matrix).sum()
 
 
 def kl_distillation_loss(student_scores: Tensor, teacher_scores: Tensor, temperature: float = 1.0) -> Tensor:

@@ -20,10 +20,10 @@ from recbole.trainer import Trainer
 from recbole.utils import early_stopping, get_trainer, set_color
 from tqdm import tqdm
 
-from recbole_guider.amsc import Calibration, Level
+from recbole_guider.amsc import Calibration
 from recbole_guider.evaluation.detection import detection_line
-from recbole_guider.guider.calibration import CLEAN_PROBABILITY, attach, calibrate_dataset, summary
-from recbole_guider.guider.weighting import ThinnedBatches, reads_histories
+from recbole_guider.guider.calibration import CLEAN_PROBABILITY, IS_CLEAN, attach, calibrate_dataset, summary
+from recbole_guider.guider.weighting import SubsampledBatches, reads_histories
 from recbole_guider.training.checkpoint import PlainCheckpoints, load_optimizers, optimizer_states
 from recbole_guider.training.mirror_gradient import MirrorGradientTrainer
 from recbole_guider.training.parallel.trainer import ParallelTraining, require_dealable
@@ -42,7 +42,7 @@ class CalibratedBatches:
     for each interaction where ``sampler`` is given: some backbones compare the content of two items.
 
     Args:
-        dataset: the training part of a data set, with the column ``clean_probability``.
+        dataset: the training part of a data set, with what a calibration says of it.
         batch_size: interactions in a batch.
         generator: where the order comes from.
         sampler: RecBole's training sampler, or None.
@@ -55,7 +55,7 @@ class CalibratedBatches:
         self, dataset: Any, batch_size: int, generator: torch.Generator, sampler: Any = None, negative_field: str = ""
     ) -> None:
         self.user_field, self.item_field = dataset.uid_field, dataset.iid_field
-        names = (self.user_field, self.item_field, CLEAN_PROBABILITY)
+        names = (self.user_field, self.item_field, CLEAN_PROBABILITY, IS_CLEAN)
         self.columns = {name: dataset.inter_feat[name] for name in names}
         self.size = len(dataset.inter_feat)
         self.batch_size = batch_size
@@ -118,22 +118,22 @@ class GuiderTraining(PlainCheckpoints):
         super().__init__(config, model)
         self.settings = config.guider_settings
         self.calibration: Calibration | None = None
-        #: of the first calibration, which later ones keep
-        self._level: Level | None = None
         folder = self.settings.calibration.cache
         #: how long the latest calibration took
         self.calibration_seconds: float | None = None
         #: the folder that keeps calibrations, or None
         self.calibration_cache: Path | None = None if folder is None else user_path(folder)
+        #: of each training interaction, [nnz]
         self.clean_probability: torch.Tensor | None = None
+        self.is_clean: torch.Tensor | None = None
         self.calibration_summary: dict[str, Any] | None = None
         self.teacher_optimizer: Any = None
         self.teacher_trainer: Any = None
-        if model.teacher is not None and not model.teacher_learns_dbpr:
-            self.teacher_trainer = _own_trainer(model.parts.teacher_config(config), model.teacher)
+        if model.teacher is not None and not model.plan.teacher_learns_dbpr:
+            self.teacher_trainer = _own_trainer(model.teacher_config(config), model.teacher)
         if model.teacher is not None:
             # guider.teacher_parameters may give the teacher a learning rate of its own
-            own = model.parts.teacher_config(config)
+            own = model.teacher_config(config)
             self.teacher_optimizer = self._build_optimizer(
                 params=list(model.teacher.parameters()),
                 **{key: own[key] for key in ("learner", "learning_rate", "weight_decay")},
@@ -142,7 +142,7 @@ class GuiderTraining(PlainCheckpoints):
         self._student_order = torch.Generator().manual_seed(config["seed"] + 1)
         self._teacher_ready = False
         self._teacher_loader: Any = None
-        for note in model.notes:
+        for note in model.plan.notes:
             self.logger.info(f"{set_color('GUIDER', 'green')}: {note}")
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
@@ -158,40 +158,35 @@ class GuiderTraining(PlainCheckpoints):
 
     # -- calibration ----------------------------------------------------------------------------------------------
 
-    def _calibrate(self, dataset: Any, behaviour_embeddings: np.ndarray | None = None) -> None:
+    def _calibrate(self, dataset: Any) -> None:
         start = time()
-        if not self.model.parts.calibrates:
+        if not self.model.plan.calibrates:
             self.clean_probability = torch.ones(len(dataset.inter_feat))
+            self.is_clean = torch.ones(len(dataset.inter_feat), dtype=torch.bool)
             return
         if self.settings.calibration.method != "none":
             self.logger.info(
                 set_color("AMSC", "green") + f" calibrates {len(dataset.inter_feat)} interactions of "
                 f"{dataset.user_num - 1} users: this takes from seconds to minutes"
             )
-        self.calibration = once(
-            lambda: calibrate_dataset(
-                self.config, dataset, behaviour_embeddings=behaviour_embeddings, level=self._level,
-                cache=self.calibration_cache,
-            )
-        )
-        if self._level is None and self.settings.calibration.recalibrate_every:
-            self._level = self.calibration.level
+        self.calibration = once(lambda: calibrate_dataset(self.config, dataset, cache=self.calibration_cache))
+        self.is_clean = torch.from_numpy(self.calibration.is_clean)
         self.clean_probability = torch.from_numpy(self.calibration.training_probability)
         self.calibration_summary = summary(self.calibration, dataset)
         self.calibration_seconds = time() - start
         self._log_calibration(self.calibration_seconds)
 
     def _apply_calibration(self, dataset: Any) -> None:
-        assert self.clean_probability is not None
+        assert self.clean_probability is not None and self.is_clean is not None
         if len(self.clean_probability) != len(dataset.inter_feat):
             raise GuiderError(
                 f"The checkpoint was trained on {len(self.clean_probability)} interactions and the data set has "
                 f"{len(dataset.inter_feat)}: resume with the data it was started on."
             )
-        attach(dataset, self.clean_probability)
+        attach(dataset, self.clean_probability, self.is_clean)
         users = dataset.inter_feat[dataset.uid_field].numpy()
         items = dataset.inter_feat[dataset.iid_field].numpy()
-        self.model.set_calibration(users, items, self.clean_probability.numpy())
+        self.model.set_calibration(users, items, self.clean_probability.numpy(), self.is_clean.numpy())
 
     def _log_calibration(self, seconds: float) -> None:
         found = self.calibration_summary
@@ -220,29 +215,29 @@ class GuiderTraining(PlainCheckpoints):
 
     def _teacher_batches(self, train_data: Any) -> Any:
         """DBPR's batches, or those of the teacher's own loss over what counts as clean in this epoch."""
-        if self.model.teacher_learns_dbpr:
-            sampler = train_data._sampler if self.model.teacher_needs_negatives else None
+        if self.model.plan.teacher_learns_dbpr:
+            sampler = train_data._sampler if self.model.plan.teacher_needs_negatives else None
             return CalibratedBatches(
                 train_data.dataset, self._dbpr_batch_size, self._order, sampler, self.model.NEG_ITEM_ID
             )
         if self._teacher_loader is None:
-            own = self.model.parts.teacher_config(self.config)
+            own = self.model.teacher_config(self.config)
             self._teacher_loader = get_dataloader(own, "train")(
                 own, train_data.dataset, train_data._sampler, shuffle=True
             )
-        weighed = not self.model.parts.calibrates or reads_histories(self.model.teacher)
-        probability = None if weighed else self._row_probability(self._teacher_loader)
-        return ThinnedBatches(self._teacher_loader, probability, self._order)
+        weighted = not self.model.plan.calibrates or reads_histories(self.model.teacher)
+        probability = None if weighted else self._row_probability(self._teacher_loader)
+        return SubsampledBatches(self._teacher_loader, probability, self._order)
 
     def _student_batches(self, train_data: Any) -> Any:
         """RecBole's training loader, or what the student is to see of it, or DBPR's batches."""
-        if self.model.student_learns_dbpr:
+        if self.model.plan.student_learns_dbpr:
             return CalibratedBatches(
                 train_data.dataset, self._dbpr_batch_size, self._student_order, train_data._sampler,
                 self.model.NEG_ITEM_ID,
             )
-        probability = self._row_probability(train_data) if self.model.weighting == "thinned" else None
-        return train_data if probability is None else ThinnedBatches(train_data, probability, self._student_order)
+        probability = self._row_probability(train_data) if self.model.plan.weighting == "subsampled" else None
+        return train_data if probability is None else SubsampledBatches(train_data, probability, self._student_order)
 
     def _row_probability(self, loader: Any) -> torch.Tensor | None:
         """How clean each row of a loader is; None where its rows are no interactions, or all of them are clean."""
@@ -269,11 +264,6 @@ class GuiderTraining(PlainCheckpoints):
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> tuple[float, float, float]:
-        every = self.settings.calibration.recalibrate_every
-        if every and epoch_idx and epoch_idx % every == 0 and self.model.parts.calibrates:
-            self.model.freeze_teacher()
-            self._calibrate(train_data.dataset, self.model.teacher_item_matrix())
-            self._apply_calibration(train_data.dataset)
         teaches = self.teacher_optimizer is not None and self.settings.schedule == "in_sync"
         batches: Any = self._teacher_batches(train_data) if teaches else []
         student_batches = self._student_batches(train_data)
@@ -281,7 +271,7 @@ class GuiderTraining(PlainCheckpoints):
         with _progress_bar(f"Train {epoch_idx:>5}", len(batches) + len(student_batches), show_progress) as bar:
             watch = [_Watched(loader, bar, self.model.last_losses) for loader in (batches, student_batches)]
             teacher_loss = self._teacher_pass(watch[0], epoch_idx) if teaches else 0.0
-            self.model.freeze_teacher()
+            self.model.begin_student_pass()
             # the sum over batches that RecBole returns has the form of the backbone's loss: ours are told apart here
             super()._train_epoch(watch[1], epoch_idx, loss_func=loss_func)
         sums = self.model.epoch_losses
@@ -350,11 +340,8 @@ class GuiderTraining(PlainCheckpoints):
             "order": self._order.get_state(),
             "student_order": self._student_order.get_state(),
             "clean_probability": self.clean_probability,
+            "is_clean": self.is_clean,
             "calibration": self.calibration_summary,
-            "level": self._level and {
-                "clean_probability": torch.as_tensor(self._level.clean_probability),
-                "noise_rate": self._level.noise_rate,
-            },
         }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -366,10 +353,8 @@ class GuiderTraining(PlainCheckpoints):
         self._order.set_state(state["order"].cpu())
         self._student_order.set_state(state["student_order"].cpu())
         self.clean_probability = state["clean_probability"].cpu()
+        self.is_clean = state["is_clean"].cpu()
         self.calibration_summary = state["calibration"]
-        level = state.get("level")  # checkpoints of older versions have none
-        if level is not None:
-            self._level = Level(level["clean_probability"].cpu().numpy(), level["noise_rate"])
 
 
 class GuiderTrainer(GuiderTraining, MirrorGradientTrainer):
@@ -413,7 +398,7 @@ def share_calibrations(trainer: Any, folder: Path) -> None:
 
     Args:
         trainer: of any kind; one without GUIDER calibrates nothing.
-        folder: as in :func:`~recbole_guider.guider.calibration_cache.kept`.
+        folder: as in :func:`~recbole_guider.guider.calibration_cache.load_or_compute`.
     """
     if isinstance(trainer, GuiderTraining) and trainer.calibration_cache is None:
         trainer.calibration_cache = folder

@@ -174,8 +174,6 @@ def test_matrices_of_dmf_train_in_half_precision(toy: dict[str, Any]) -> None:
 def test_what_cannot_work_is_an_error_before_training(toy: dict[str, Any]) -> None:
     for model, block, message in [
         ("GUIDER_MultiVAE", {"student_loss": "dbpr"}, "student_loss is dbpr: it needs scores of single pairs"),
-        ("GUIDER_BPR", {"teacher": "NeuMF", "calibration": {"recalibrate_every": 1}}, "recalibrate_every is 1"),
-        ("GUIDER_BPR", {"calibration": {"recalibrate_every": 1, "behaviour": False}}, "behaviour is false"),
         ("GUIDER_BPR", {"teacher": "EASE"}, "guider.teacher: model EASE is of type traditional"),
         ("GUIDER_BPR", {"teacher": "GUIDER_BPR"}, "GUIDER_BPR is a denoised model; name BPR"),
         ("GUIDER_NCEPLRec", {}, "solved when it is made"),
@@ -315,7 +313,9 @@ def test_the_page_says_what_applies(toy: dict[str, Any]) -> None:
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in page.splitlines() if line[:2] == "| "]
     said = {row[0]: (row + [""])[1:6] for row in rows[1:]}
     assert set(said) == set(MODELS)
-    words = {"thinned": "rows", "history": "weighted histories", "thinned history": "thinned histories"}
+    words = {
+        "subsampled": "rows", "history": "weighted histories", "subsampled history": "subsampled histories"
+    }
     for name, (distillation, dbpr, weighting, as_teacher, trainer) in said.items():
         block = {**QUICK, "student_loss": "own", "teacher": name, "teacher_parameters": SMALL.get(name, {})}
         config = GuiderConfig(
@@ -323,9 +323,9 @@ def test_the_page_says_what_applies(toy: dict[str, Any]) -> None:
         )
         train, _, _ = prepare_data(config, build_dataset(config))
         model = config.model_class(config, train.dataset)
-        assert (model.student_scoring.kind, words[model.weighting]) == (distillation, weighting), name
+        assert (model.student_scoring.kind, words[model.plan.weighting]) == (distillation, weighting), name
         assert (dbpr == "yes") == (distillation != "rows"), name
-        assert as_teacher == ("DBPR" if model.teacher_learns_dbpr else "own loss"), name
+        assert as_teacher == ("DBPR" if model.plan.teacher_learns_dbpr else "own loss"), name
         own = trainer_class(config).__mro__[2:]
         assert (trainer or "Trainer") in {each.__name__ for each in own if each.__module__ == "recbole.trainer.trainer"}
     untrained = re.search(r"^(.*?) have nothing to train", page, re.MULTILINE | re.DOTALL)[1].split("\n\n")[-1]

@@ -14,7 +14,7 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.guider.released import (
-    RELEASED,
+    ReleasedGuider,
     ReleasedTeacher,
     compared_modalities,
     interaction_weights,
@@ -64,7 +64,7 @@ def test_weights_and_loss_of_the_teacher(published: Reference) -> None:
 
 
 def test_scores_of_the_teacher(published: Reference) -> None:
-    published.model.freeze_teacher()
+    published.model.begin_student_pass()
     users, items = published.model.distiller.teacher_matrices
     scores = users[published.batch["user_id"]] @ items[published.item_ids].T
     torch.testing.assert_close(scores, torch.from_numpy(published.arrays["teacher_scores"]), rtol=1e-5, atol=1e-6)
@@ -91,7 +91,7 @@ def test_divergence_and_min_norm_coefficients(published: Reference) -> None:
 
 
 def test_a_whole_batch_of_the_published_trainer(published: Reference) -> None:
-    published.model.freeze_teacher()
+    published.model.begin_student_pass()
     own, distilled = published.model.student_losses(published.batch)
     np.testing.assert_allclose(sum(own).item() + distilled.item(), published.arrays["total"], rtol=1e-5)
     np.testing.assert_allclose(
@@ -141,8 +141,8 @@ def test_it_runs_around_any_model_that_gives_rows(student: str, toy: dict[str, A
     result = run_recbole_guider(f"GUIDER_{student}", "toy", config_dict=settings)
     assert result["calibration"] is None and np.isfinite(list(result["test_result"].values())).all()
     _, model, *_ = load_data_and_model(result["model_file"])
-    assert model.parts is RELEASED
-    assert "does not read teacher, calibration, dbpr" in " ".join(model.notes)
+    assert type(model) is ReleasedGuider
+    assert "does not read teacher, calibration, dbpr" in " ".join(model.plan.notes)
 
 
 def test_what_it_cannot_wrap_is_an_error(toy: dict[str, Any]) -> None:

@@ -28,12 +28,12 @@ def prepared(model: str, toy: dict[str, Any], **block: Any) -> tuple[Any, Any]:
     """A GUIDER model ready for a student's batch, and its training loader."""
     config = GuiderConfig(model, "toy", config_dict={**toy, "guider": block}, command_line=[])
     trainer, train, _, _ = _prepare(config)
-    attach(train.dataset, torch.ones(len(train.dataset.inter_feat)))
+    attach(train.dataset, *all_clean(train.dataset))
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     trainer.model.eval()
-    trainer.model.freeze_teacher()
+    trainer.model.begin_student_pass()
     return trainer.model, train
 
 
@@ -171,7 +171,7 @@ def test_every_row_of_the_pairwise_form_has_a_negative_of_its_own(teacher: str, 
     model, train = prepared(
         "GUIDER_BPR", toy, teacher=teacher, dbpr={"form": "pairwise", "eta": 0.0}, calibration={"method": "none"}
     )
-    attach(train.dataset, torch.ones(len(train.dataset.inter_feat)))
+    attach(train.dataset, *all_clean(train.dataset))
     batch = train.dataset.inter_feat[torch.arange(200)]
     stream = model.dbpr.generator("negatives").get_state()
     drawn, usable = model.dbpr._negative_of_each(batch)
@@ -197,9 +197,9 @@ def test_dbpr_of_pairs_against_a_loop(form: str, own_as: str, toy: dict[str, Any
     model, train = prepared("GUIDER_BPR", toy, teacher="NeuMF", dbpr=block)
     dataset, size = train.dataset, len(train.dataset.inter_feat)
     probability = torch.rand(size, generator=torch.Generator().manual_seed(1))
-    attach(dataset, probability)
+    attach(dataset, probability, probability >= 0.5)
     users, items = (dataset.inter_feat[name].numpy() for name in ("user_id", "item_id"))
-    model.set_calibration(users, items, probability.numpy())
+    model.set_calibration(users, items, probability.numpy(), probability.numpy() >= 0.5)
     batch = dataset.inter_feat[torch.arange(40)]
     streams = {name: model.dbpr.generator(name).get_state() for name in ("negatives", "eta")}
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_a_teacher_keeps_what_it_learns_beside_its_ranking(toy: dict[str, Any]) 
         torch.manual_seed(0)
         for parameter in model.teacher.parameters():
             torch.nn.init.normal_(parameter)
-        assert model.teacher_needs_negatives
+        assert model.plan.teacher_needs_negatives
         batch = next(iter(train))
         encoding = model.teacher.encode()
         losses.append((model.teacher_loss(batch), model.teacher.auxiliary_loss(encoding, batch)))
@@ -249,7 +249,7 @@ def test_min_norm_sees_the_parameters_of_a_model_without_matrices_of_its_own(toy
     model, train = prepared("GUIDER_NGCF", {**toy, "message_dropout": 0.0}, distillation={"balance": "min_norm"})
     batch = next(iter(train))
     own, distilled = model.student_losses(batch)
-    model.freeze_teacher()
+    model.begin_student_pass()
     raw_own = model.student.calculate_loss(batch).sum()
     raw_distilled = model.distiller.loss(None, batch["user_id"])
     a, b = (
@@ -396,8 +396,8 @@ def test_a_class_may_leave_its_input_type_to_the_settings(toy: dict[str, Any]) -
 @pytest.mark.parametrize("teacher", ["MGCN", "LGMRec", "SMORE", "PGL", "DAMRS"])
 def test_a_teacher_needs_no_sampled_items_that_it_does_not_read(teacher: str, toy: dict[str, Any]) -> None:
     model, train = prepared("GUIDER_BM3", toy, teacher=teacher)
-    assert not model.teacher_needs_negatives
-    attach(train.dataset, torch.ones(len(train.dataset.inter_feat)))
+    assert not model.plan.teacher_needs_negatives
+    attach(train.dataset, *all_clean(train.dataset))
     model.teacher.train()
     assert torch.isfinite(model.teacher_loss(train.dataset.inter_feat[torch.arange(20)]))
 
@@ -410,3 +410,9 @@ def test_scoring_as_in_evaluation_tells_a_model_nothing(toy: dict[str, Any]) -> 
     with as_in_evaluation(student):
         assert not any(module.training for module in student.modules())
     assert all(module.training for module in student.modules()) and student.training_graph() is graph
+
+
+def all_clean(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probability and decision of a calibration that finds no noise."""
+    size = len(dataset.inter_feat)
+    return torch.ones(size), torch.ones(size, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What a model's own loss makes of clean probabilities: thinned rows, weighed rows, weighed and thinned histories."""
+"""How a model that keeps its own loss learns in proportion to clean probabilities."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from recbole.data.interaction import Interaction
 from torch.nn.functional import logsigmoid
 
 from recbole_guider import load_data_and_model
+from recbole_guider.amsc import decision
 from recbole_guider.config.guider_config import GuiderConfig
-from recbole_guider.guider.weighting import PairLookup, ThinnedBatches
+from recbole_guider.guider.weighting import PairLookup, SubsampledBatches
 from recbole_guider.quick_start import _prepare
 
 QUICK = {"calibration": {"learned": False, "anchors": 8}}
@@ -24,6 +25,7 @@ def prepared(model: str, toy: dict[str, Any], **block: Any) -> tuple[Any, Any, A
     trainer, train, valid, _ = _prepare(config)
     size = len(train.dataset.inter_feat)
     trainer.clean_probability = 0.1 + 0.9 * torch.rand(size, generator=torch.Generator().manual_seed(5))
+    trainer.is_clean = trainer.clean_probability >= 0.5
     trainer._apply_calibration(train.dataset)
     return trainer, train, valid
 
@@ -51,7 +53,7 @@ def test_an_epoch_takes_a_row_with_its_clean_probability_and_once(model: str, to
     epochs = 400
     for epoch in range(epochs):
         batches = trainer._student_batches(train)
-        assert isinstance(batches, ThinnedBatches)
+        assert isinstance(batches, SubsampledBatches)
         if epoch == 0:  # whole batches, as RecBole makes them
             whole = list(batches)
             assert len(whole) == len(batches) and set(whole[0].columns) == set(next(iter(train)).columns)
@@ -69,7 +71,7 @@ def test_an_epoch_takes_a_row_with_its_clean_probability_and_once(model: str, to
     assert abs((found - expected).mean()) < 0.01
 
 
-def test_thinning_is_the_weighted_loss_in_expectation(toy: dict[str, Any]) -> None:
+def test_subsampling_is_the_weighted_loss_in_expectation(toy: dict[str, Any]) -> None:
     trainer, train, _ = prepared("GUIDER_BPR", toy)
     terms = torch.rand(len(trainer.clean_probability), generator=torch.Generator().manual_seed(1))
     sums = [terms[trainer._student_batches(train).rows].sum() for _ in range(500)]
@@ -81,7 +83,7 @@ def test_thinning_is_the_weighted_loss_in_expectation(toy: dict[str, Any]) -> No
     [
         ("GUIDER_BPR", {"student_weighting": "none"}, True),
         ("GUIDER_MultiVAE", {}, True),  # its rows are users
-        ("GUIDER_FREEDOM", {"student_loss": "own", "student_weighting": "weight"}, True),  # weighted, not thinned
+        ("GUIDER_FREEDOM", {"student_loss": "own", "student_weighting": "weight"}, True),  # weighted, not subsampled
         # RecBole's BPR loss cannot be had row by row
         ("GUIDER_LightGCN", {"student_loss": "own", "student_weighting": "weight"}, False),
         ("GUIDER_BPR", {}, False),
@@ -109,7 +111,7 @@ def test_without_noise_a_student_gets_recboles_own_batches(toy: dict[str, Any]) 
     assert trainer._student_batches(train) is train
 
 
-def test_thinned_epochs_repeat_with_the_seed_and_differ_from_each_other(toy: dict[str, Any]) -> None:
+def test_subsampled_epochs_repeat_with_the_seed_and_differ_from_each_other(toy: dict[str, Any]) -> None:
     drawn = []
     for _ in range(2):
         trainer, train, _ = prepared("GUIDER_BPR", toy)
@@ -145,20 +147,20 @@ def test_weighted_rows_against_a_loop(toy: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("model", ["MultiVAE", "MultiDAE", "CDAE", "MacridVAE", "DiffRec"])
-def test_an_autoencoder_reads_weighed_histories(model: str, toy: dict[str, Any]) -> None:
+def test_an_autoencoder_reads_weighted_histories(model: str, toy: dict[str, Any]) -> None:
     trainer, train, _ = prepared(f"GUIDER_{model}", toy)
     student, data = trainer.model.student, train.dataset.inter_feat
     expected = torch.zeros(student.n_users, student.n_items)
     expected[data["user_id"], data["item_id"]] = trainer.clean_probability
     users = torch.arange(student.n_users)
     torch.testing.assert_close(student.get_rating_matrix(users)[:, 1:], expected[:, 1:])
-    # once more with other probabilities: from the original values, not from the weighed ones
+    # once more with other probabilities: from the original values, not from the weighted ones
     trainer.clean_probability = torch.full_like(trainer.clean_probability, 0.5)
     trainer._apply_calibration(train.dataset)
     assert set(student.get_rating_matrix(users)[:, 1:].unique().tolist()) == {0.0, 0.5}
 
 
-def test_weighed_histories_are_the_exact_weighted_likelihood(toy: dict[str, Any]) -> None:
+def test_weighted_histories_are_the_exact_weighted_likelihood(toy: dict[str, Any]) -> None:
     settings = {**toy, "dropout_prob": 0.0, "anneal_cap": 0.0}
     trainer, train, _ = prepared("GUIDER_MultiDAE", settings)
     student = trainer.model.student.eval()
@@ -172,7 +174,7 @@ def test_weighed_histories_are_the_exact_weighted_likelihood(toy: dict[str, Any]
     torch.testing.assert_close(student.calculate_loss(batch), total / 19, rtol=1e-5, atol=1e-6)
 
 
-def test_a_checkpoint_remembers_the_weighed_histories(toy: dict[str, Any]) -> None:
+def test_a_checkpoint_remembers_the_weighted_histories(toy: dict[str, Any]) -> None:
     config = GuiderConfig(
         "GUIDER_MultiVAE", "toy", config_dict={**toy, "guider": QUICK, "noise.interactions": 0.3}, command_line=[]
     )
@@ -184,7 +186,7 @@ def test_a_checkpoint_remembers_the_weighed_histories(toy: dict[str, Any]) -> No
     assert float(loaded.student.history_item_value.max()) <= 1 and len(loaded.student.history_item_value.unique()) > 3
 
 
-def test_enmf_learns_from_thinned_lists(toy: dict[str, Any]) -> None:
+def test_enmf_learns_from_subsampled_lists(toy: dict[str, Any]) -> None:
     trainer, train, _ = prepared("GUIDER_ENMF", toy)
     student, data = trainer.model.student, train.dataset.inter_feat
     known = {
@@ -196,7 +198,7 @@ def test_enmf_learns_from_thinned_lists(toy: dict[str, Any]) -> None:
     counts = dict.fromkeys(known, 0)
     epochs = 300
     for _ in range(epochs):
-        trainer.model.freeze_teacher()
+        trainer.model.begin_student_pass()
         for user, row in enumerate(student.history_item_matrix.tolist()):
             for item in row:
                 if item:
@@ -206,21 +208,24 @@ def test_enmf_learns_from_thinned_lists(toy: dict[str, Any]) -> None:
     assert (np.abs(found / epochs - expected) <= 4 * spread + 0.01).all()
 
 
-def test_a_teacher_of_whole_rows_reads_weighed_histories(toy: dict[str, Any]) -> None:
+def test_a_teacher_of_whole_rows_reads_weighted_histories(toy: dict[str, Any]) -> None:
     trainer, train, _ = prepared("GUIDER_BPR", toy, teacher="MultiVAE")
     teacher = trainer.model.teacher
     values = teacher.history_item_value[teacher.history_item_id > 0]
     assert len(values.unique()) > 10 and float(values.max()) <= 1
     assert len(next(iter(trainer._teacher_batches(train))).columns) == 1  # whole users
+    # which says nothing of the student, whose rows are subsampled as with any teacher
+    assert trainer.model.plan.weighting == "subsampled"
+    assert len(trainer._student_batches(train).rows) < len(trainer.clean_probability)
 
 
 def test_noted_is_what_is_out_of_the_ordinary(toy: dict[str, Any]) -> None:
     def notes(model: str, **block: Any) -> str:
-        return " ".join(prepared(model, toy, **block)[0].model.notes)
+        return " ".join(prepared(model, toy, **block)[0].model.plan.notes)
 
     assert notes("GUIDER_FREEDOM") == ""
     assert "NeuMF scores pairs" in notes("GUIDER_NeuMF")
-    assert "MultiVAE learns whole histories: they are weighed" in notes("GUIDER_MultiVAE")
+    assert "MultiVAE learns whole histories: they are weighted" in notes("GUIDER_MultiVAE")
     assert "ENMF learns whole histories: an epoch takes" in notes("GUIDER_ENMF")
     assert "cannot be had row by row" in notes("GUIDER_BPR", student_weighting="weight")
     assert "guider.student_weighting is not read" in notes("GUIDER_FREEDOM", student_weighting="weight")
@@ -228,3 +233,25 @@ def test_noted_is_what_is_out_of_the_ordinary(toy: dict[str, Any]) -> None:
     assert "SGL learns from DBPR in place of its whole loss" in notes("GUIDER_BPR", teacher="SGL")
     assert "SGL learns from DBPR" in notes("GUIDER_SGL", student_loss="dbpr") and not notes("GUIDER_BPR")
     assert "MultiVAE scores whole rows only: as a teacher" in notes("GUIDER_BPR", teacher="MultiVAE")
+
+
+@pytest.mark.own_calibration
+def test_what_counts_as_clean_is_decided_once(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another decision changes what is reported, what training compares, and what a checkpoint holds, together."""
+
+    def every_third(probability: np.ndarray, users: np.ndarray, n_users: int) -> np.ndarray:
+        return np.arange(len(probability)) % 3 > 0
+
+    monkeypatch.setattr(decision, "is_clean", every_third)
+    config = GuiderConfig("GUIDER_FREEDOM", "toy", config_dict={**toy, "guider": QUICK}, command_line=[])
+    trainer, train, valid, _ = _prepare(config)
+    trainer.fit(train, valid)
+    size = len(train.dataset.inter_feat)
+    summary = trainer.calibration_summary
+    assert summary["n_false"] == -(-size // 3) and summary["n_true"] == size - summary["n_false"]
+    clean = train.dataset.inter_feat["is_clean"]
+    assert int(clean.sum()) == summary["n_true"]
+    data = train.dataset.inter_feat
+    users, items = data["user_id"].numpy(), data["item_id"].numpy()
+    assert np.array_equal(trainer.model.dbpr.true_profiles.has(users, items), clean.numpy())
+    assert torch.equal(trainer.extra_state()["is_clean"], clean)
