@@ -30,6 +30,7 @@ from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.paths import user_path
 from recbole_guider.utils.recbole_errors import warn_once
 from recbole_guider.utils.resources import properties_dir
+from recbole_guider.utils.settings import Settings
 from recbole_guider.utils.yaml_files import read_yaml
 
 #: What this package adds to RecBole's entries.
@@ -52,6 +53,10 @@ class MyModel(LightGCN):
 
 class OwnKeys(BPR):
     """A user's own model with settings of its own."""
+
+    class settings_class(Settings):
+        knob: int = 0
+        nois: int = 0
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -368,7 +373,7 @@ def test_every_default_is_a_value_that_may_be_given():
 
 
 def test_limits_come_from_the_property_files():
-    with pytest.raises(GuiderError, match="drop_rate is 1: it must be a number >= 0.0 and < 1.0"):
+    with pytest.raises(GuiderError, match="drop_rate is 1: it must be a number >= 0 and < 1"):
         make("--drop_rate=1", model="DGCN")
     with pytest.raises(GuiderError, match="knn_k is 0: it must be a whole number >= 1 or a block of keys"):
         make("--knn_k=0", model="SMORE")

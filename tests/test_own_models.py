@@ -28,6 +28,8 @@ QUICK = {"calibration": {"learned": False, "anchors": 8}}
 class Own(FactorisedRecommender):
     """With item content in it."""
 
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.register_buffer("content", torch.from_numpy(dataset.item_features["image"].values))

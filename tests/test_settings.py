@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from recbole_guider.config import reference
+from recbole_guider.config.registry import MODELS, backbone_class
+from recbole_guider.config.settings import OverallSettings
+from recbole_guider.config.validation import check_values
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.resources import properties_dir
+from recbole_guider.utils.settings import allowed_values
 from recbole_guider.utils.yaml_files import read_yaml
 
 
@@ -105,3 +110,26 @@ def test_a_mistake_is_named_with_what_is_allowed(block, message):
     with pytest.raises(GuiderError, match=message) as caught:
         GuiderSettings.from_block(block)
     assert "\n" not in str(caught.value)
+
+
+def test_property_files_and_the_page_are_what_the_declarations_say() -> None:
+    for file, text in reference.files().items():
+        assert file.read_text("utf-8") == text, f"{file} differs: run python -m recbole_guider.config.reference"
+
+
+def test_property_files_have_the_declared_defaults() -> None:
+    for name in MODELS:
+        declared = backbone_class(name).settings_class()
+        assert read_yaml(properties_dir() / "model" / f"{name}.yaml") == declared.model_dump(), name
+    assert read_yaml(properties_dir() / "overall.yaml") == OverallSettings().model_dump()
+    assert read_yaml(properties_dir() / "guider.yaml")["guider"] == GuiderSettings().model_dump()
+
+
+def test_every_number_of_every_model_has_a_range() -> None:
+    for name in MODELS:
+        for key, field in backbone_class(name).settings_class.model_fields.items():
+            words = allowed_values(field)
+            if "number" in words:
+                assert ">" in words, (name, key, words)
+                with pytest.raises(GuiderError, match=f"^{key} is -1: it must be"):
+                    check_values({key: -1}, name)

@@ -20,9 +20,9 @@ from recbole_guider.config.registry import (
     PREFIX,
     backbone_class,
     check_trainable,
+    ensure_registered,
     get_model_class,
     is_ours,
-    know,
 )
 from recbole_guider.config.validation import (
     check_teacher_parameters,
@@ -211,7 +211,7 @@ class GuiderConfig(Config):
             backbone = backbone_class(given)
         else:
             named, backbone = False, given
-            know(backbone)
+            ensure_registered(backbone)
         # what the user said; a block among the defaults gives values, but does not switch GUIDER on
         block = self.external_config_dict.get("guider")
         self._guider_on = block is not False and (block is not None or named)
@@ -529,7 +529,7 @@ class GuiderConfig(Config):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        know(self._backbone_class)
+        ensure_registered(self._backbone_class)
 
 
 def is_our_run(

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -25,8 +23,13 @@ _RECBOLE = tuple(
     f"recbole.model.{family}_recommender"
     for family in ("general", "context_aware", "sequential", "knowledge_aware", "exlib")
 )
-#: Files of recbole_guider/models/ that hold what models are made of, and a class of the file's name.
-_NOT_MODELS = {"scoring"}
+#: This package's models; each is a class of its file, which has its name in lower case.
+MODELS = (
+    "BM3", "DAMRS", "DGCN", "DRAGON", "DualGNN", "FREEDOM", "GRCN", "ItemKNNCBF", "LATTICE", "LayerGCN", "LGMRec",
+    "MGCN", "MMGCF", "MMGCN", "MVGAE", "PGL", "SelfCF", "SLMRec", "SMORE", "VBPR",
+)
+#: RecBole's models that have no property file of their name.
+_RECBOLES_OTHERS = {"LightGBM", "Random", "XGBoost"}
 #: RecBole's models that call themselves general recommenders and have nothing to train: they are solved when made.
 _SOLVED_WHEN_MADE = {"recbole.model.general_recommender.nceplrec.NCEPLRec"}
 
@@ -43,11 +46,6 @@ class ModelInfo(NamedTuple):
     #: how GUIDER teaches it: ``factorised`` (over the whole catalogue, from two matrices), ``rows`` (over the whole
     #: catalogue, from full score rows), ``candidates`` (over sampled items) or ``none`` (not at all)
     distillation: str
-
-
-class _Entry(NamedTuple):
-    module: str
-    file: Path
 
 
 def get_model_class(name: str) -> type:
@@ -82,8 +80,8 @@ def backbone_class(name: str) -> type:
     bare = name.removeprefix(PREFIX)
     if bare in _registered:
         return _registered[bare]
-    entry = _index().get(bare)
-    if entry is None:
+    module_name = _index().get(bare)
+    if module_name is None:
         near = _nearest(name)
         guess = f"did you mean {' or '.join(near)}?" if near else "recbole_guider.list_models() has the names."
         raise GuiderError(
@@ -91,7 +89,7 @@ def backbone_class(name: str) -> type:
             f"recbole_guider.register_model(YourModel)."
         )
     try:
-        module = importlib.import_module(entry.module)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("recbole", "recbole_guider", ""):
@@ -153,21 +151,19 @@ def register_model(model_class: _Class) -> _Class:
     return model_class
 
 
-def know(model_class: type) -> None:
+def ensure_registered(model_class: type) -> None:
     """Register a class that somebody runs, unless its name already leads to it.
 
     Raises:
         GuiderError: as :func:`register_model`.
     """
-    entry = _index().get(model_class.__name__)
-    if entry is None or entry.module != model_class.__module__:
+    if _index().get(model_class.__name__) != model_class.__module__:
         register_model(model_class)
 
 
 def is_ours(name: str) -> bool:
     """Whether RecBole by itself does not know this name: a model of this package, a registered or a denoised one."""
-    entry = _index().get(name)
-    return name in _registered or name.startswith(PREFIX) or (entry is not None and entry.module.startswith(_OURS))
+    return name in _registered or name.startswith(PREFIX) or name in MODELS
 
 
 def list_models() -> list[ModelInfo]:
@@ -176,7 +172,7 @@ def list_models() -> list[ModelInfo]:
     A model that needs a package which is not installed is left out.
     """
     infos = []
-    names = [name for name, entry in _index().items() if entry.module.startswith((_OURS, _RECBOLE[0]))]
+    names = [name for name, module in _index().items() if module.startswith((_OURS, _RECBOLE[0]))]
     for name in [*names, *_registered]:
         try:
             infos.append(_info(name, backbone_class(name)))
@@ -189,25 +185,11 @@ def _info(name: str, model_class: type) -> ModelInfo:
     # imported here: it imports this package's base class, which plain runs of RecBole's models do without
     from recbole_guider.models.scoring import scoring_kind
 
-    content = _reads_content(model_class)
+    content = getattr(model_class, "reads_content", False)
     modalities = "any" if content else "none"
     if not _trains(model_class):
         return ModelInfo(name, "traditional", modalities, "none")
     return ModelInfo(name, "multimodal" if content else "id-based", modalities, scoring_kind(model_class))
-
-
-def _reads_content(model_class: type) -> bool:
-    """Whether a class, or one that it derives from, asks the data set for ``item_features``."""
-    for each in model_class.__mro__:
-        if each.__module__.partition(".")[0] in ("recbole", "torch", "builtins"):
-            continue
-        try:
-            source = inspect.getsource(each)
-        except (OSError, TypeError):
-            continue  # made in a console
-        if "item_features" in source:
-            return True
-    return False
 
 
 def _trains(model_class: type) -> bool:
@@ -216,19 +198,18 @@ def _trains(model_class: type) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _index() -> dict[str, _Entry]:
-    """Name -> where it is. By convention a model's file is its class's name in lower case."""
-    index: dict[str, _Entry] = {}
-    folders = [(_OURS, Path(__file__).resolve().parent.parent / "models")]
-    recbole_models = Path(recbole.__file__).resolve().parent / "model"
-    folders += [(package, recbole_models / package.rpartition(".")[2]) for package in _RECBOLE]
-    for package, folder in folders:
-        for file in sorted(folder.glob("*.py")):
-            if package == _OURS and file.stem in _NOT_MODELS:
-                continue
-            for name in re.findall(r"^class (\w+)", file.read_text("utf-8"), re.MULTILINE):
-                if name.lower() == file.stem:
-                    index.setdefault(name, _Entry(f"{package}.{file.stem}", file))
+def _index() -> dict[str, str]:
+    """Name -> the module it is in: of this package's models, and of RecBole's, whose files have their names in lower
+    case.
+    """
+    root = Path(recbole.__file__).resolve().parent
+    files = {file.stem for file in (root / "properties" / "model").glob("*.yaml")} - {"lightgbm", "xgboost"}
+    index = {name: f"{_OURS}.{name.lower()}" for name in MODELS}
+    for package in _RECBOLE:
+        folder = root / "model" / package.rpartition(".")[2]
+        for name in sorted(files | _RECBOLES_OTHERS):
+            if (folder / f"{name.lower()}.py").is_file():
+                index.setdefault(name, f"{package}.{name.lower()}")
     return index
 
 

@@ -4,8 +4,7 @@ RecBole or a model would stumble over."""
 from __future__ import annotations
 
 import importlib.util
-import inspect
-import re
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -13,15 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import recbole
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BeforeValidator, ConfigDict, Field
 from recbole.evaluator import metric_types
 from recbole.evaluator.register import metric_information
 
 import recbole_guider
+from recbole_guider.config.registry import backbone_class, is_ours
 from recbole_guider.utils.atomic_io import require_folder
 from recbole_guider.utils.errors import GuiderError, did_you_mean, nearest, one_of
 from recbole_guider.utils.resources import properties_dir
-from recbole_guider.utils.settings import NonNegative, Settings, Words, validated
+from recbole_guider.utils.settings import (
+    AllowedValues,
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Settings,
+    check_part,
+)
 from recbole_guider.utils.yaml_files import read_yaml
 
 _RECBOLE = Path(recbole.__file__).resolve().parent
@@ -30,75 +38,81 @@ _PACKAGE = Path(recbole_guider.__file__).resolve().parent
 # -- values -------------------------------------------------------------------------------------------------------
 
 
-class _Some(Settings):
-    """Settings among other ones."""
+class _Part(Settings):
+    """Settings of which any part may be given, among other ones."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
-def _some(name: str, **fields: Any) -> type[Settings]:
-    """Settings of which any part may be given."""
-    optional: dict[str, Any] = {key: (annotation, None) for key, annotation in fields.items()}
-    return create_model(name, __base__=_Some, **optional)
-
-
-Natural = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 _LOWER = BeforeValidator(lambda name: name.lower() if isinstance(name, str) else name)
 _Text = Annotated[str, Field(min_length=1)]
-_Names = Annotated[list[_Text], Words("a list of names")]
+_Names = Annotated[list[_Text], AllowedValues("a list of names")]
 _Mode = Annotated[str, Field(pattern=r"^(full|labeled|(uni|pop)[1-9]\d*)$")]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Clipping(Settings):
-    """``clip_grad_norm``: what torch's function of that name takes."""
+class NegativeSamplingSettings(_Part):
+    """RecBole's ``train_neg_sample_args``."""
 
-    max_norm: float
-    norm_type: float = 2.0
+    sample_num: Count
+    alpha: NonNegative
+    dynamic: bool
+    candidate_num: Natural
+    distribution: Literal["uniform", "popularity"]
+
+
+class ClippingSettings(Settings):
+    """RecBole's ``clip_grad_norm``: what torch's function of that name takes."""
+
+    max_norm: Positive
+    norm_type: Positive | Literal["inf"] = 2.0
     error_if_nonfinite: bool = False
     foreach: bool | None = None
 
 
-#: RecBole's settings, as far as a wrong value would be seen late or not at all.
-_RECBOLES = _some(
-    "RecBoleSettings",
-    seed=Annotated[int, Field(ge=0, le=2**32 - 1)],
-    worker=Natural,
-    epochs=Natural,
-    train_batch_size=Count,
-    learner=Annotated[Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"], _LOWER],
-    learning_rate=NonNegative,
-    weight_decay=NonNegative,
-    embedding_size=Count,
-    train_neg_sample_args=_some(
-        "NegativeSettings", sample_num=Count, alpha=NonNegative, dynamic=bool, candidate_num=Natural,
-        distribution=Literal["uniform", "popularity"],
-    ),
-    clip_grad_norm=_Clipping,
-    eval_step=int,
-    stopping_step=NonNegative,
-    loss_decimal_place=Natural,
-    metric_decimal_place=Natural,
-    eval_batch_size=Count,
-    eval_args=_some(
-        "EvaluationSettings", order=Literal["RO", "TO"], split=dict[str, Any] | None,
-        group_by=Annotated[Literal["user", "none"] | None, _LOWER],
-        mode=Annotated[
-            _Mode | dict[Literal["valid", "test"], _Mode],
-            Words("full, labeled, uni<N> or pop<N>, such as uni100; or valid and test with one of these each"),
-        ],
-    ),
-    metrics=Annotated[str | list[str], Words("a name or a list of names")],
-    topk=Annotated[Count | Annotated[list[Count], Field(min_length=1)], Words("a whole number >= 1 or a list of them")],
-    valid_metric=str,
-    backend=Literal["auto", "nccl", "gloo"],
-    state=str,
-    checkpoint_dir=Annotated[_Text, Words("the path of a folder")],
-    benchmark_filename=_Names | None,
-    additional_feat_suffix=_Names | None,
-    alias_of_user_id=_Names | None,
-    alias_of_item_id=_Names | None,
-)
+class EvaluationSettings(_Part):
+    """RecBole's ``eval_args``."""
+
+    order: Literal["RO", "TO"]
+    split: dict[str, Any] | None
+    group_by: Annotated[Literal["user", "none"] | None, _LOWER]
+    mode: Annotated[
+        _Mode | dict[Literal["valid", "test"], _Mode],
+        AllowedValues("full, labeled, uni<N> or pop<N>, such as uni100; or valid and test with one of these each"),
+    ]
+
+
+class RecBoleSettings(_Part):
+    """RecBole's settings, as far as a wrong value would be seen late or not at all."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    worker: Natural
+    epochs: Natural
+    train_batch_size: Count
+    learner: Annotated[Literal["adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"], _LOWER]
+    learning_rate: NonNegative
+    weight_decay: NonNegative
+    embedding_size: Count
+    train_neg_sample_args: NegativeSamplingSettings
+    clip_grad_norm: ClippingSettings
+    eval_step: int
+    stopping_step: NonNegative
+    loss_decimal_place: Natural
+    metric_decimal_place: Natural
+    eval_batch_size: Count
+    eval_args: EvaluationSettings
+    metrics: Annotated[str | list[str], AllowedValues("a name or a list of names")]
+    topk: Annotated[
+        Count | Annotated[list[Count], Field(min_length=1)], AllowedValues("a whole number >= 1 or a list of them")
+    ]
+    valid_metric: str
+    backend: Literal["auto", "nccl", "gloo"]
+    state: str
+    checkpoint_dir: Annotated[_Text, AllowedValues("the path of a folder")]
+    benchmark_filename: _Names | None
+    additional_feat_suffix: _Names | None
+    alias_of_user_id: _Names | None
+    alias_of_item_id: _Names | None
 
 
 def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
@@ -106,7 +120,7 @@ def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
 
     Args:
         final: settings, as they are before RecBole completes them.
-        model: the model whose property files say what its parameters are.
+        model: the name of the model whose parameters are among them.
         name: what the mapping is called in messages; empty for a whole configuration.
 
     Raises:
@@ -117,8 +131,16 @@ def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
     if isinstance(negatives, Mapping) and str(negatives.get("distribution", "uniform")).lower() == "none":
         del values["train_neg_sample_args"]  # RecBole's word for none at all
         negatives = None
-    for schema in (_RECBOLES, parameter_settings(model)):
-        validated(schema, {key: values[key] for key in schema.model_fields if key in values}, name)
+    declared = parameters_of(backbone_class(model)) if is_ours(model) else None  # RecBole's declare none
+    for schema in (RecBoleSettings, declared):
+        if schema is not None:
+            check_part(schema, {key: values[key] for key in schema.model_fields if key in values}, name)
+    for key, default in _recboles_defaults(model).items():
+        # RecBole declares no types: what is a number by default has to be one
+        if key in values and isinstance(default, (int, float)) and not isinstance(default, bool):
+            number = values[key]
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+                raise GuiderError(f"{name}{'.' if name else ''}{key} is {number!r}: it must be a number.")
     evaluation = values.get("eval_args")
     if isinstance(evaluation, Mapping) and "split" in evaluation and values.get("benchmark_filename") is None:
         _check_split(evaluation["split"])
@@ -198,10 +220,13 @@ def check_outputs(config: Any) -> None:
         raise GuiderError("log_wandb is True, but the package wandb is not installed: pip install wandb")
 
 
-# -- what property files say of a model's parameters --------------------------------------------------------------
+# -- parameters of models -------------------------------------------------------------------------------------------
 
-_TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict[str, Any]}
-_LINE = re.compile(r"^(\w+):.*?#\s*\(([^)]*)\)", re.MULTILINE)
+
+def parameters_of(model_class: type) -> type[Settings] | None:
+    """The declared parameters of a model: its attribute ``settings_class``; None: it declares none."""
+    declared = getattr(model_class, "settings_class", None)
+    return declared if isinstance(declared, type) and issubclass(declared, Settings) else None
 
 
 def model_properties(name: str) -> list[Path]:
@@ -215,57 +240,10 @@ def shared_properties() -> list[Path]:
     return [_RECBOLE / "properties" / "overall.yaml", properties_dir() / "overall.yaml"]
 
 
-@cache
-def parameter_settings(model: str) -> type[Settings]:
-    """A model's parameters with the types and ranges that the comments of its property files name.
-
-    A comment is ``(int)``, ``(float, 0 <= . < 1)``, ``(int, >= 1, or dict)`` and so on; a whole number is never
-    negative, and what is null by default may be null. RecBole's own comments do not tell whole numbers from others.
-    """
-    fields: dict[str, Any] = {}
-    for file in model_properties(model):
-        ours, defaults = file.is_relative_to(properties_dir()), read_yaml(file)
-        for key, comment in _LINE.findall(file.read_text("utf-8")):
-            annotation = _annotation(comment, ours)
-            if annotation is None:
-                continue
-            annotation = annotation | None if defaults.get(key) is None else annotation
-            if _is_valid(annotation, defaults.get(key)):  # KGIN's comment calls a word a number
-                fields[key] = annotation
-    return _some(f"{model}Settings", **fields)
-
-
-def _is_valid(annotation: Any, value: Any) -> bool:
-    try:
-        TypeAdapter(annotation).validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
-
-
-def _annotation(comment: str, ours: bool) -> Any:
-    """The type that a comment describes; None: it describes none that is checked."""
-    names = re.findall(r"[a-z]+", comment)
-    kinds = [name for name in names if name in _TYPES]
-    if "list" in names or not kinds or not ours and not set(kinds) <= {"int", "float"}:
-        return None
-    if not ours:
-        annotation: Any = Annotated[float, Field(allow_inf_nan=False)]
-        return annotation | None if "None" in comment else annotation
-    limits: dict[str, Any] = {"ge": 0} if "int" in kinds else {}
-    limits |= {"ge" if "=" in sign else "gt": float(low) for low, sign in re.findall(r"([\d.]+) (<=?) \.", comment)}
-    limits |= {"le" if "=" in sign else "lt": float(high) for sign, high in re.findall(r"\. (<=?) ([\d.]+)", comment)}
-    limits |= {"ge" if "=" in sign else "gt": float(low) for sign, low in re.findall(r"(>=?) ([\d.]+)", comment)}
-    union: Any = None
-    for kind in kinds:
-        part: Any = _TYPES[kind]
-        if kind == "int":
-            whole: dict[str, Any] = {sign: int(limit) for sign, limit in limits.items()}
-            part = Annotated[int, Field(**whole)]
-        elif kind == "float":
-            part = Annotated[float, Field(allow_inf_nan=False, **limits)]
-        union = part if union is None else union | part
-    return union | None if "null" in names else union
+def _recboles_defaults(model: str) -> dict[str, Any]:
+    """The parameters of a model of RecBole, from its property file."""
+    file = _RECBOLE / "properties" / "model" / f"{model}.yaml"
+    return read_yaml(file) if file.is_file() else {}
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -275,6 +253,14 @@ _TEACHERS = (
     "learner", "learning_rate", "weight_decay", "clip_grad_norm", "train_batch_size", "train_neg_sample_args",
     "require_pow", "embedding_size", "loss_type",
 )
+#: What RecBole 1.2.1 and this package read from a configuration without a property file that names it.
+READ_BY_RECBOLE = frozenset({
+    "CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN", "INVERSE_ITEM_SEQ", "MASK_INDEX", "MASK_ITEM_SEQ", "MODEL_INPUT_TYPE",
+    "MODEL_TYPE", "NEG_ITEMS", "POS_ITEMS", "REORDER_ITEM_SEQ", "backbone", "cin", "dataset", "encoding", "eval_type",
+    "feature_num", "has_residual", "ip", "local_rank", "model", "norm", "nproc", "offset", "port", "replay", "resume",
+    "single_spec", "tail_ratio", "test_neg_sample_args", "token_num_threshold", "training_neg_sample_num",
+    "use_filter", "valid_neg_sample_args", "verbose", "world_size", "xgb_early_stopping_rounds",
+})
 #: How alike two names must be for one to be called a slip of the other; and in a file, which may hold anything, where
 #: there is no block under it.
 _ALIKE, _ALIKE_IN_FILES = 0.8, 0.88
@@ -301,8 +287,8 @@ def unknown_keys(
     suspects = [key for key in {**files, **given} if key not in known and not str(key).startswith("alias_of_")]
     if not suspects:
         return []
-    others = set(_keys_in_properties()) | _keys_in_code()
-    of_model = _words_of(model_class)
+    others = _keys_in_properties() | READ_BY_RECBOLE
+    of_model = _parameters(model_class)
     suspects = [key for key in suspects if of_model is None or key not in of_model]
     # a file may serve many models; what is typed for one run is meant for its model
     strangers = [key for key in suspects if key in given and key in _parameters_of_models() and of_model is not None]
@@ -333,7 +319,7 @@ def check_teacher_parameters(given: Mapping[str, Any], teacher: str, teacher_cla
         GuiderError: the message names the key, and what is allowed.
     """
     known = {*_TEACHERS, *(key for file in model_properties(teacher) for key in read_yaml(file))}
-    of_model = _words_of(teacher_class)
+    of_model = _parameters(teacher_class)
     for key in given:
         if key not in known | _keys_in_properties() and of_model is not None and key not in of_model:
             raise GuiderError(
@@ -347,43 +333,23 @@ def check_teacher_parameters(given: Mapping[str, Any], teacher: str, teacher_cla
 def _keys_in_properties() -> frozenset[str]:
     """The keys of every property file of RecBole and of this package."""
     files = [*(_RECBOLE / "properties").rglob("*.yaml"), *properties_dir().rglob("*.yaml")]
-    keys = (re.findall(r"^(\w+):", file.read_text("utf-8"), re.MULTILINE) for file in files)
-    return frozenset(key for found in keys for key in found)
-
-
-@cache
-def _keys_in_code(models: bool = True) -> frozenset[str]:
-    """The keys that RecBole or this package reads from a configuration: some are in no property file.
-
-    ``models``: also what models alone read.
-    """
-    read = re.compile(r"""config(?:_dict)?(?:\[|\.get\()["'](\w+)["']|["'](\w+)["'] (?:not )?in (?:self\.)?config""")
-    files = [(folder, file) for folder in (_RECBOLE, _PACKAGE) for file in folder.rglob("*.py")]
-    of_models = {_RECBOLE / "model", _PACKAGE / "models"}
-    texts = (file.read_text("utf-8") for _, file in files if models or not of_models & set(file.parents))
-    return frozenset(key for text in texts for pair in read.findall(text) for key in pair if key)
+    return frozenset(str(key) for file in files for key in read_yaml(file, unique_keys=False))
 
 
 @cache
 def _parameters_of_models() -> frozenset[str]:
-    """The keys that only the property files of models have, and only models read."""
+    """The keys that only the property files of models have."""
     folders = (_RECBOLE / "properties" / "model", properties_dir() / "model")
     keys = {str(key) for folder in folders for file in folder.glob("*.yaml") for key in read_yaml(file)}
     shared = {str(key) for file in shared_properties() for key in read_yaml(file)}
-    return frozenset(keys - shared - _keys_in_code(models=False))
+    return frozenset(keys - shared - {"embedding_size", "loss_type"})
 
 
-@cache
-def _words_of(model_class: type) -> frozenset[str] | None:
-    """The quoted words in the modules of a model and of what it derives from; None: there is no source to be had."""
-    words: set[str] = set()
-    for module in {each.__module__ for each in model_class.__mro__}:
-        if module.partition(".")[0] in ("torch", "builtins"):
-            continue
-        try:
-            words.update(re.findall(r"[\"'](\w+)[\"']", inspect.getsource(sys.modules[module])))
-        except (KeyError, OSError, TypeError):
-            return None  # made in a console
-    return frozenset(words)
-
-
+def _parameters(model_class: type) -> frozenset[str] | None:
+    """The keys that a model reads beside those of all models; None: a class of one's own that declares none."""
+    declared = parameters_of(model_class)
+    files = model_properties(model_class.__name__)
+    if declared is None and not files:
+        return None
+    fields = () if declared is None else declared.model_fields
+    return frozenset([*fields, *(str(key) for file in files for key in read_yaml(file))])

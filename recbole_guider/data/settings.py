@@ -16,9 +16,13 @@ class NoiseSettings(Settings):
     """``guider.noise``, and ``noise`` for any model: what an experiment does to the training data."""
 
     interactions: NonNegative = Field(default=0.0, description="random pairs to add, as a share of the training pairs")
-    users: Literal["activity", "uniform"] = Field(default="activity", description="how added pairs draw users")
+    users: Literal["activity", "uniform"] = Field(
+        default="activity",
+        description="how added pairs draw users: by activity, or uniform over the users with training pairs",
+    )
     items: Literal["popularity", "uniform", "clickbait"] = Field(
-        default="popularity", description="how added pairs draw items; clickbait: from few items only"
+        default="popularity",
+        description="how they draw items: by popularity, uniform over the catalogue, or clickbait: from few",
     )
     clickbait_items: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
         default=0.01, description="the share of the catalogue that clickbait draws from"
@@ -27,12 +31,13 @@ class NoiseSettings(Settings):
         default=0.0, description="the share of the training pairs that is taken out"
     )
     features: UnitInterval | dict[str, UnitInterval] = Field(
-        default=0.0, description="the share of items whose content features are shuffled; a number, or one per modality"
+        default=0.0, description="the share of items whose features are shuffled"
     )
     gaussian: UnitInterval | dict[str, UnitInterval] = Field(
-        default=0.0, description="the share of items whose content features become Gaussian noise; as above"
+        default=0.0, description="the share of items whose features are replaced by Gaussian noise"
     )
     recorded: str | None = Field(
-        default=None, description="a file of training pairs that are known to be noise, to score their detection"
+        default=None,
+        description="a file of training pairs that are known to be noise (recbole-guider noise writes one)",
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of all of it")

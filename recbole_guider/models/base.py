@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from recbole_guider.utils.compat import epoch_goes_on
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.settings import Settings
 
 
 def require_sampled_items(config: Any, model: nn.Module) -> None:
@@ -88,6 +89,10 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
     """
 
     input_type = InputType.PAIRWISE
+    #: the model's parameters, each with its type, range, default and description
+    settings_class: type[Settings] | None = None
+    #: whether it reads the items' content
+    reads_content = False
     #: whether the losses read sampled items; a model that learns from observed pairs alone says False
     compares_sampled_items = True
     #: whether :meth:`auxiliary_loss`, where a model has one, needs them; one that goes by observed pairs says False

@@ -5,16 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
+from recbole_guider.models.content import ModalityContent, required_content
 from recbole_guider.models.layers import seeded_dropout
-from recbole_guider.utils.errors import share_below_one
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share
+
+
+class BM3Parameters(Settings):
+    """The parameters of :class:`BM3`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    n_layers: Natural = Field(
+        default=1, description="the number of layers on the user-item graph; the paper searches 1 and 2"
+    )
+    dropout: Share = Field(
+        default=0.3, description="the share of a target's entries that are dropped; the paper searches 0.3 and 0.5"
+    )
+    reg_weight: NonNegative = Field(
+        default=0.1, description="the weight of the embeddings' norms; the paper searches 0.1 and 0.01"
+    )
+    cl_weight: NonNegative = Field(default=2.0, description="the weight of the content terms of the loss")
+    train_features: bool = Field(
+        default=True, description="whether the raw features are parameters too, as in the authors' code"
+    )
+    train_neg_sample_args: dict[str, Any] | None = Field(
+        default=None, description="BM3 learns from observed pairs alone"
+    )
 
 
 class BM3(FactorisedRecommender):
@@ -35,25 +57,22 @@ class BM3(FactorisedRecommender):
     the whole matrix, so that a user's rows within a batch share it). The paper regularises by squared norms; the
     authors' code, followed here, by norms.
 
-    Settings (properties/model/BM3.yaml): ``embedding_size``, ``n_layers``, ``dropout``, ``reg_weight``, ``cl_weight``,
-    ``train_features``.
-
     An item without a row in some modality takes no part in that modality's loss terms.
 
     Source: Zhou et al., Bootstrap Latent Representations for Multi-modal Recommendation, WWW 2023.
     """
 
+    settings_class = BM3Parameters
+    reads_content = True
     compares_sampled_items = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_layers: int = config["n_layers"]
         self.reg_weight: float = config["reg_weight"]
         self.cl_weight: float = config["cl_weight"]
         self.dropout: float = config["dropout"]
-        share_below_one("dropout", self.dropout, "BM3 drops a share of the entries")
         self.generator("dropout", config["seed"])
         self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_guider.data.features import ItemFeatures
+from recbole_guider.data.features import ItemFeatures, require_content
 from recbole_guider.utils.errors import GuiderError
 
 
@@ -42,6 +42,17 @@ class ModalityContent(nn.Module):
     def dim(self) -> int:
         """Width d of the modality."""
         return self.values.shape[1]
+
+
+def required_content(config: Any, dataset: Any) -> Mapping[str, ItemFeatures]:
+    """The modalities of a data set, for a model that cannot do without: name -> features, one at least.
+
+    Raises:
+        GuiderError: there are none.
+    """
+    features: Mapping[str, ItemFeatures] = dataset.item_features
+    require_content(config, features, behaviour_suffices=False)
+    return features
 
 
 def modality_weights(given: dict[str, float] | None, names: list[str]) -> dict[str, float]:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import (
     agreeing_knn_graphs,
     bipartite_adjacency,
@@ -22,7 +22,8 @@ from recbole_guider.graph import (
     propagate_mean,
 )
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.utils.errors import GuiderError, above_zero
+from recbole_guider.models.content import required_content
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings
 
 # Similarities of anchors to all items that one block holds, for each view.
 _BLOCK_ENTRIES = 2**22
@@ -30,6 +31,29 @@ _BLOCK_ENTRIES = 2**22
 _LEAST_REST = -1e-6
 # Added to shares before the logarithm, as in the authors' code.
 _SHARE_EPSILON = 1e-9
+
+
+class DAMRSParameters(Settings):
+    """The parameters of :class:`DAMRS`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    knn_k: Count = Field(
+        default=10, description="the largest number of nearest items that an item is linked to, in each modality"
+    )
+    behaviour_knn_k: Count = Field(
+        default=2, description="the number of items that an item is linked to, by common users"
+    )
+    behaviour_minimum: Count = Field(
+        default=2, description="the smallest number of users that items linked so have in common"
+    )
+    n_mm_layers: Natural = Field(default=1, description="the number of layers on the item graphs")
+    n_ui_layers: Natural = Field(default=2, description="the number of layers on the user-item graph")
+    neighbours: Count = Field(default=10, description="the number of pseudo neighbours of each of the two kinds")
+    temperature: Positive = Field(default=0.2, description="what the cosines of the neighbours' loss are divided by")
+    neighbour_weight: NonNegative = Field(default=0.001, description="the weight of the neighbours' loss")
+    kl_weight: NonNegative = Field(
+        default=1.0, description="the weight of the divergence between what behaviour and content say"
+    )
 
 
 class DAMRS(FactorisedRecommender):
@@ -66,9 +90,6 @@ class DAMRS(FactorisedRecommender):
     Alignment (``kl_weight``): for all users and items of the batch, the mean of ``KL(p || q) + KL(q || p) = (p - q)
     (logit p - logit q)`` with ``p = sig(<U_u, E_i / |E_i|>)``, ``q = sig(<U_u, c_i / |c_i|>)``.
 
-    Settings (properties/model/DAMRS.yaml): ``embedding_size``, ``knn_k``, ``behaviour_knn_k``, ``behaviour_minimum``,
-    ``n_mm_layers``, ``n_ui_layers``, ``neighbours``, ``temperature``, ``neighbour_weight``, ``kl_weight``.
-
     An item without a row in some modality has no view there: means, variances and maxima run over the views that it
     has, and in that view it is neither an anchor nor anybody's neighbour. In a view of fewer than 2 ``neighbours``
     items, N1 and N2 are smaller.
@@ -77,24 +98,21 @@ class DAMRS(FactorisedRecommender):
     Feedback, KDD 2024; numbers of the authors' code.
     """
 
+    settings_class = DAMRSParameters
+    reads_content = True
     has: Tensor
 
     auxiliary_loss_samples = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.neighbours: int = config["neighbours"]
         self.temperature: float = config["temperature"]
         self.neighbour_weight: float = config["neighbour_weight"]
         self.kl_weight: float = config["kl_weight"]
-        for name in ("behaviour_knn_k", "behaviour_minimum", "neighbours"):
-            if config[name] < 1:
-                raise GuiderError(f"{name} is {config[name]}: DAMRS needs 1 or more.")
-        above_zero("temperature", self.temperature, "DAMRS divides cosines by it")
 
         users, items, *_ = pairs = self.training_pairs(dataset)
         self.graph = bipartite_adjacency(*pairs).to(self.device)

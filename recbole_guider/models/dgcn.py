@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from recbole_guider.models.base import Encoding
 from recbole_guider.models.layergcn import LayerGCN
-from recbole_guider.utils.errors import GuiderError, share_below_one
+from recbole_guider.utils.settings import Count, NonNegative, Settings, Share
+
+
+class DGCNParameters(Settings):
+    """The parameters of :class:`DGCN`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    n_layers: Count = Field(default=4, description="the number of layers")
+    dropout: Share = Field(default=0.2, description="the share of the user-item edges that an epoch leaves out")
+    pruning: Literal["mixed", "degree", "random"] = Field(
+        default="mixed", description="which edges go. degree: those of busy nodes first; random: any; mixed: by turns"
+    )
+    reg_weight: NonNegative = Field(default=0.001, description="the weight of the L2 regulariser")
+    drop_rate: Share = Field(
+        default=0.1, description="the share of a batch with the largest losses that is left out in the end"
+    )
+    drop_iterations: Count = Field(
+        default=50, description="the number of batches in which that share grows from 0 to drop_rate"
+    )
 
 
 class DGCN(LayerGCN):
@@ -26,8 +45,6 @@ class DGCN(LayerGCN):
 
     The loss is the sum of what is left. GUIDER with ``student_loss: dbpr``, and GUIDER's teacher, replace this loss.
 
-    Settings (properties/model/DGCN.yaml): LayerGCN's, ``drop_rate``, ``drop_iterations``.
-
     Source: there is no paper of that name. The model is `DGCN` of the code published with Li et al., Teach Me How to
     Denoise, WSDM 2025, a LayerGCN (Zhou et al., ICDE 2023) under the truncated loss of adaptive denoising training
     (Wang, Feng, He, Nie and Chua, Denoising Implicit Feedback for Recommendation, WSDM 2021), there with
@@ -37,13 +54,12 @@ class DGCN(LayerGCN):
         GuiderError: as LayerGCN; ``drop_rate`` is no share below 1, or ``drop_iterations`` is below 1.
     """
 
+    settings_class: type[Settings] | None = DGCNParameters
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.drop_rate: float = config["drop_rate"]
         self.drop_iterations: int = config["drop_iterations"]
-        share_below_one("drop_rate", self.drop_rate, "DGCN drops a share of a batch")
-        if self.drop_iterations < 1:
-            raise GuiderError(f"drop_iterations is {self.drop_iterations}: it is a number of batches, 1 or more.")
         #: training batches seen so far
         self.iteration = 0
 

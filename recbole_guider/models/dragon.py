@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import (
     bipartite_adjacency,
     co_occurrence,
@@ -21,8 +21,28 @@ from recbole_guider.graph import (
     softmax_rows,
 )
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, modality_weights
-from recbole_guider.utils.errors import GuiderError
+from recbole_guider.models.content import ModalityContent, modality_weights, required_content
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings
+
+
+class DRAGONParameters(Settings):
+    """The parameters of :class:`DRAGON`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings of one modality")
+    knn_k: Count = Field(
+        default=10, description="the number of nearest items that an item is linked to, in each modality"
+    )
+    user_knn_k: Count = Field(default=40, description="the number of users that a user is linked to, by common items")
+    n_mm_layers: Natural = Field(default=1, description="the number of layers on the item graph")
+    n_ui_layers: Natural = Field(default=2, description="the number of layers on the user-item graph")
+    reg_weight: NonNegative = Field(
+        default=0.001, description="the weight of the squared preferences; the authors use 0.1 on Clothing"
+    )
+    modality_weights: dict[str, NonNegative] | None = Field(
+        default=None,
+        description="modality -> weight in the item graph; null: equal weights. The authors: image 0.1, text 0.9",
+    )
+    learning_rate: Positive = Field(default=0.0001, description="the learning rate, as in the authors' runs")
 
 
 class DRAGON(FactorisedRecommender):
@@ -43,10 +63,6 @@ class DRAGON(FactorisedRecommender):
         - mean log2 sig(<U_u, V_i> - <U_u, V_j>)
         + reg_weight * [ sum_m mean of (p_u^m)^2 over the batch + mean of w^2 over all users ].
 
-    Settings (properties/model/DRAGON.yaml): ``embedding_size`` (of one modality; the scores' vectors are M times as
-    long), ``knn_k``, ``user_knn_k``, ``n_mm_layers``, ``n_ui_layers``, ``reg_weight``, ``modality_weights`` (of the
-    item graph).
-
     An item without a row in some modality starts there from zero, so that it has what its users bring, and it has no
     edge in that modality's item graph.
 
@@ -57,15 +73,15 @@ class DRAGON(FactorisedRecommender):
     Source: Zhou et al., Enhancing Dyadic Relations with Homogeneous Graphs for Multimodal Recommendation, ECAI 2023.
     """
 
+    settings_class = DRAGONParameters
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]
-        if config["user_knn_k"] < 1:
-            raise GuiderError(f"user_knn_k is {config['user_knn_k']}: DRAGON links a user to 1 or more others.")
         weights = modality_weights(config["modality_weights"], list(features))
 
         pairs = self.training_pairs(dataset)

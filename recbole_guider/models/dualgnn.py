@@ -6,15 +6,27 @@ import math
 from typing import Any
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import bipartite_adjacency, co_occurrence, propagate_mean, softmax_rows
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
-from recbole_guider.utils.errors import GuiderError
+from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings
+
+
+class DualGNNParameters(Settings):
+    """The parameters of :class:`DualGNN`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    n_layers: Natural = Field(default=2, description="the number of layers on the user-item graph")
+    n_neighbours: Count = Field(default=40, description="the number of users that a user is linked to")
+    reg_weight: NonNegative = Field(
+        default=0.1,
+        description="the weight of the squared preferences and modality weights; MMRec searches 1e-5 to 0.1",
+    )
 
 
 class DualGNN(FactorisedRecommender):
@@ -36,8 +48,6 @@ class DualGNN(FactorisedRecommender):
 
     means running over entries, the last one over all users.
 
-    Settings (properties/model/DualGNN.yaml): ``embedding_size``, ``n_layers``, ``n_neighbours``, ``reg_weight``.
-
     Differences from the public code: a user with fewer than ``n_neighbours`` neighbours gets the softmax over those
     there are, as in the paper; the code fills the row up with repetitions drawn anew in every epoch. MMRec adds the
     modalities of items in place, whereby H_u becomes alpha_u1 (Z_1 + Z_2) + alpha_u2 Z_2; the authors' code does not.
@@ -49,15 +59,13 @@ class DualGNN(FactorisedRecommender):
     Multimedia 2021.
     """
 
+    settings_class = DualGNNParameters
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_layers: int = config["n_layers"]
-        if self.n_layers < 0:
-            raise GuiderError(f"n_layers is {self.n_layers}: it must be 0 or more.")
-        if config["n_neighbours"] < 1:
-            raise GuiderError(f"n_neighbours is {config['n_neighbours']}: it must be 1 or more.")
         self.reg_weight: float = config["reg_weight"]
         pairs = self.training_pairs(dataset)
         self.graph = bipartite_adjacency(*pairs).to(self.device)

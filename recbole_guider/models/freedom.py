@@ -5,16 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import combine, knn_graph, propagate_mean
 from recbole_guider.models.base import Encoding
-from recbole_guider.models.content import ModalityContent, modality_weights
+from recbole_guider.models.content import ModalityContent, modality_weights, required_content
 from recbole_guider.models.pruned import PrunedGraphRecommender
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share
+
+
+class FREEDOMParameters(Settings):
+    """The parameters of :class:`FREEDOM`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    knn_k: Count = Field(
+        default=10, description="the number of nearest items that an item is linked to, in each modality"
+    )
+    n_mm_layers: Natural = Field(default=1, description="the number of layers on the item graph")
+    n_ui_layers: Natural = Field(default=2, description="the number of layers on the user-item graph")
+    dropout: Share = Field(default=0.8, description="the share of the user-item edges that an epoch leaves out")
+    reg_weight: NonNegative = Field(default=0.001, description="the weight of the content terms of the loss")
+    modality_weights: dict[str, NonNegative] | None = Field(
+        default=None, description="modality -> weight in the item graph; null: equal weights"
+    )
+    train_features: bool = Field(
+        default=False, description="whether the raw features are parameters too, as in the authors' code"
+    )
 
 
 class FREEDOM(PrunedGraphRecommender):
@@ -32,10 +52,6 @@ class FREEDOM(PrunedGraphRecommender):
 
         - mean log sig(<U_u, V_i> - <U_u, V_j>) - reg_weight * sum_m mean log sig(<U_u, W_m x_i> - <U_u, W_m x_j>).
 
-    Settings (properties/model/FREEDOM.yaml): ``embedding_size``, ``knn_k``, ``n_mm_layers``, ``n_ui_layers``,
-    ``dropout``, ``reg_weight``, ``modality_weights`` (name -> weight, null: equal weights), ``train_features`` (whether
-    the raw features x are parameters, as in the authors' code, or stay as they are, as in the paper).
-
     An item without a row in some modality has no edge in that modality's graph, and takes no part in that modality's
     loss term.
 
@@ -43,10 +59,12 @@ class FREEDOM(PrunedGraphRecommender):
     Recommendation, ACM Multimedia 2023.
     """
 
+    settings_class = FREEDOMParameters
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]

@@ -5,15 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import BipartiteGraph, Edges
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
-from recbole_guider.utils.errors import GuiderError
+from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings
+
+
+class GRCNParameters(Settings):
+    """The parameters of :class:`GRCN`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the ID embeddings")
+    latent_embedding: Count = Field(default=64, description="the size of the content views in each modality")
+    n_routing: Natural = Field(
+        default=3,
+        description="how often the preferences are drawn to the items of the profile; 0 gives MMRec's numbers",
+    )
+    n_layers: Natural = Field(default=2, description="the number of layers over which the ID embeddings are passed")
+    pruning: bool = Field(
+        default=True,
+        description="whether edges without a confident modality are cut; the authors' commands for Kwai, Tiktok and "
+        "MovieLens keep them",
+    )
+    reg_weight: NonNegative = Field(
+        default=1e-05, description="the weight of the squared embeddings and preferences; MMRec searches 1e-5 to 0.1"
+    )
 
 
 class GRCN(FactorisedRecommender):
@@ -40,9 +60,6 @@ class GRCN(FactorisedRecommender):
 
     with the parameters E and p before they are scaled, means running over entries.
 
-    Settings (properties/model/GRCN.yaml): ``embedding_size``, ``latent_embedding`` (the size of the content views),
-    ``n_routing``, ``n_layers``, ``pruning``, ``reg_weight``.
-
     Differences from the public code: there the routing step sends messages from users to items and reads those that
     arrive at users, which are none, so that it does nothing (run in MMRec; the authors' code reads the same). Here, as
     in the paper, preferences are routed; ``n_routing: 0`` gives the numbers of that code. MMRec further adds the mean
@@ -55,15 +72,14 @@ class GRCN(FactorisedRecommender):
     ACM Multimedia 2020.
     """
 
+    settings_class = GRCNParameters
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_routing: int = config["n_routing"]
         self.n_layers: int = config["n_layers"]
-        for key in ("n_routing", "n_layers"):
-            if config[key] < 0:
-                raise GuiderError(f"{key} is {config[key]}: it must be 0 or more.")
         self.pruning: bool = config["pruning"]
         self.reg_weight: float = config["reg_weight"]
         graph = BipartiteGraph(*self.training_pairs(dataset))

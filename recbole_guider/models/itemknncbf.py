@@ -6,14 +6,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType, ModelType
 from torch import Tensor, nn
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import shrunk_cosine_graph
-from recbole_guider.utils.errors import GuiderError
+from recbole_guider.models.content import required_content
+from recbole_guider.utils.settings import Count, NonNegative, Settings
+
+
+class ItemKNNCBFParameters(Settings):
+    """The parameters of :class:`ItemKNNCBF`."""
+
+    knn_k: Count = Field(default=10, description="the number of similar items that an item votes for, itself included")
+    shrink: NonNegative = Field(
+        default=10, description="added to the denominator of the similarity: small vectors become less similar"
+    )
 
 
 class ItemKNNCBF(GeneralRecommender):
@@ -29,8 +39,6 @@ class ItemKNNCBF(GeneralRecommender):
     A modality that an item has no row in is zero for it: the product counts what both items have. An item without
     content at all is nobody's neighbour and has none.
 
-    Settings (properties/model/ItemKNNCBF.yaml): ``knn_k``, ``shrink``.
-
     Source: Ferrari Dacrema, Cremonesi and Jannach, Are We Really Making Much Progress? A Worrying Analysis of Recent
     Neural Recommendation Approaches, RecSys 2019, in the form that MMRec compares with: neighbours are those of the
     user's items (there: of the item that is scored), and an item takes one place among its own.
@@ -39,19 +47,16 @@ class ItemKNNCBF(GeneralRecommender):
         GuiderError: the data set has no content, ``knn_k`` is below 1 or ``shrink`` below 0.
     """
 
+    settings_class = ItemKNNCBFParameters
+    reads_content = True
     type = ModelType.TRADITIONAL
     input_type = InputType.POINTWISE
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         k: int = config["knn_k"]
-        if k < 1:
-            raise GuiderError(f"knn_k is {k}: ItemKNNCBF needs 1 neighbour or more.")
         shrink: float = config["shrink"]
-        if not shrink >= 0:
-            raise GuiderError(f"shrink is {shrink}: ItemKNNCBF needs a number of 0 or more.")
         content = np.concatenate([part.values * part.present[:, None] for part in features.values()], axis=1)
         present = np.any([part.present for part in features.values()], axis=0)
         similarity = shrunk_cosine_graph(torch.from_numpy(content).to(self.device), k, shrink, present)

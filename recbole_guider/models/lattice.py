@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import scipy.sparse as sp
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import Edges, SparseOperator, combine, knn_graph, mean_adjacency, propagate_mean
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
+from recbole_guider.models.content import ModalityContent, required_content
 from recbole_guider.models.layers import seeded_dropout
-from recbole_guider.utils.errors import GuiderError, share_below_one
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share, UnitInterval
 
-CF_MODELS = ("lightgcn", "ngcf", "mf")
+
+class LATTICEParameters(Settings):
+    """The parameters of :class:`LATTICE`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    feat_embed_dim: Count = Field(
+        default=64, description="the size of the projected content, whose similarities are learned"
+    )
+    knn_k: Count = Field(
+        default=10, description="the number of nearest items that an item is linked to, in each modality"
+    )
+    lambda_coeff: UnitInterval = Field(
+        default=0.9, description="the share of the raw content's graph in the item graph; the rest is learned"
+    )
+    n_mm_layers: Natural = Field(default=1, description="the number of layers on the item graph")
+    n_ui_layers: Natural = Field(default=2, description="the number of layers on the user-item graph")
+    cf_model: Literal["lightgcn", "ngcf", "mf"] = Field(
+        default="lightgcn", description="the collaborative filter: lightgcn, ngcf or mf"
+    )
+    mess_dropout: Share = Field(
+        default=0.1, description="the share of a layer's entries that are dropped in training; only ngcf uses it"
+    )
+    reg_weight: NonNegative = Field(
+        default=0.0001,
+        description="the weight of the squares of the batch's rows; the authors search 0, 1e-5, 1e-4, 1e-3",
+    )
+    train_features: bool = Field(
+        default=True, description="whether the raw features are parameters too, as in the authors' code"
+    )
 
 
 class LATTICE(FactorisedRecommender):
@@ -41,18 +69,17 @@ class LATTICE(FactorisedRecommender):
 
     MMRec keeps negative cosines among the k nearest, which the paper sets to 0: sums of them have no square root.
 
-    Settings (properties/model/LATTICE.yaml): ``embedding_size``, ``feat_embed_dim``, ``knn_k``, ``lambda_coeff``,
-    ``n_mm_layers``, ``n_ui_layers``, ``cf_model``, ``mess_dropout``, ``reg_weight``, ``train_features``.
-
     An item without a row in some modality has no edge in that modality's graphs.
 
     Source: Zhang et al., Mining Latent Structures for Multimedia Recommendation, ACM Multimedia 2021.
     """
 
+    settings_class = LATTICEParameters
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.knn_k: int = config["knn_k"]
         self.lambda_coeff: float = config["lambda_coeff"]
         self.n_item_layers: int = config["n_mm_layers"]
@@ -60,10 +87,7 @@ class LATTICE(FactorisedRecommender):
         self.reg_weight: float = config["reg_weight"]
         self.batch_size: int = config["train_batch_size"]
         self.cf_model: str = config["cf_model"]
-        if self.cf_model not in CF_MODELS:
-            raise GuiderError(f"cf_model is {self.cf_model!r}: LATTICE has {', '.join(CF_MODELS)}.")
         self.dropout: float = config["mess_dropout"]
-        share_below_one("mess_dropout", self.dropout, "it is a share of the entries")
         self.generator("dropout", config["seed"])
         self.graph = mean_adjacency(*self.training_pairs(dataset), self_loops=True).to(self.device)
         self.original_graphs = [

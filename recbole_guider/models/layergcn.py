@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
 from torch import Tensor, nn
@@ -14,9 +15,26 @@ from recbole_guider.graph import SparseOperator
 from recbole_guider.losses.dbpr import l2_penalty
 from recbole_guider.models.base import Encoding
 from recbole_guider.models.pruned import PrunedGraphRecommender
-from recbole_guider.utils.errors import GuiderError, one_of
+from recbole_guider.utils.settings import Count, NonNegative, Settings, Share
 
-PRUNINGS = ("mixed", "degree", "random")
+
+class LayerGCNParameters(Settings):
+    """The parameters of :class:`LayerGCN`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    n_layers: Count = Field(default=4, description="the number of layers")
+    dropout: Share = Field(
+        default=0.1,
+        description="the share of the user-item edges that an epoch leaves out. The authors try 0, 0.1, 0.2",
+    )
+    pruning: Literal["mixed", "degree", "random"] = Field(
+        default="mixed",
+        description="which edges go. degree: those of busy nodes first; random: any; mixed: by turns, as in the "
+        "authors' code",
+    )
+    reg_weight: NonNegative = Field(
+        default=0.001, description="the weight of the L2 regulariser. The authors try 1e-2, 1e-3, 1e-4, 1e-5"
+    )
 
 
 class LayerGCN(PrunedGraphRecommender):
@@ -36,22 +54,18 @@ class LayerGCN(PrunedGraphRecommender):
     a sum over the batch, e being rows of E_0. Its parts (:meth:`ranking_loss`, :meth:`regulariser`) are means over the
     batch, as those of the other backbones are, so that GUIDER weighs them alike.
 
-    Settings (properties/model/LayerGCN.yaml): ``embedding_size``, ``n_layers``, ``dropout``, ``pruning``,
-    ``reg_weight``. Missing content means nothing to it.
-
     Source: Zhou, Lin, Liu and Miao, Layer-refined Graph Convolutional Networks for Recommendation, ICDE 2023.
 
     Raises:
         GuiderError: ``n_layers`` is below 1, ``dropout`` is no share below 1, or ``pruning`` is none of the choices.
     """
 
+    settings_class: type[Settings] | None = LayerGCNParameters
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.n_layers: int = config["n_layers"]
-        if self.n_layers < 1:
-            name = type(self).__name__
-            raise GuiderError(f"n_layers is {self.n_layers}: {name} sums what its layers give and needs 1 or more.")
-        self.pruning = one_of("pruning", config["pruning"], PRUNINGS)
+        self.pruning: str = config["pruning"]
         self.reg_weight: float = config["reg_weight"]
         # in the state dict: a resumed run continues the turns of `mixed`
         self.register_buffer("n_pruned", torch.zeros((), dtype=torch.int64))

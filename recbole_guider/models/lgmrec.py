@@ -7,17 +7,47 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import SparseOperator, bipartite_adjacency, propagate, propagate_mean
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
+from recbole_guider.models.content import ModalityContent, required_content
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.models.layers import seeded_dropout
-from recbole_guider.utils.errors import GuiderError, above_zero, share_below_one
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings, Share
+
+
+class LGMRecParameters(Settings):
+    """The parameters of :class:`LGMRec`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    n_ui_layers: Natural = Field(
+        default=2, description="the number of layers on the user-item graph for the ID embeddings"
+    )
+    n_mm_layers: Natural = Field(default=2, description="the number of layers on the user-item graph for the content")
+    n_hyper_layers: Count = Field(
+        default=1, description="the number of layers on the hypergraphs; the authors use 2 on Clothing"
+    )
+    n_hyperedges: Count = Field(
+        default=4, description="the number of hyperedges of each modality; the authors use 64 on Clothing"
+    )
+    dropout: Share = Field(
+        default=0.5,
+        description="the share of the degrees of membership that a batch leaves out; the authors: Sports 0.6, "
+        "Clothing 0.8",
+    )
+    temperature: Positive = Field(
+        default=0.2,
+        description="what the logits of the memberships and the cosines of the contrastive loss are divided by",
+    )
+    alpha: NonNegative = Field(
+        default=0.3, description="the weight of the hypergraphs' embeddings; the authors: Sports 0.6, Clothing 0.2"
+    )
+    cl_weight: NonNegative = Field(default=0.0001, description="the weight of the contrastive loss")
+    reg_weight: NonNegative = Field(default=1e-06, description="the weight of the norms of the batch's rows")
 
 
 class LGMRec(FactorisedRecommender):
@@ -42,9 +72,6 @@ class LGMRec(FactorisedRecommender):
     ``reg_weight`` times the Frobenius norms of the batch's user, item and sampled item rows, divided by the size of the
     batch.
 
-    Settings (properties/model/LGMRec.yaml): ``embedding_size``, ``n_ui_layers``, ``n_mm_layers``, ``n_hyper_layers``,
-    ``n_hyperedges``, ``dropout``, ``temperature``, ``alpha``, ``cl_weight``, ``reg_weight``.
-
     An item without a row in some modality belongs to none of its hyperedges, has no content of its own there (only what
     its users bring), is not counted in a user's mean, and takes no part in the contrast. A user none of whose items has
     the modality belongs to all its hyperedges alike.
@@ -55,14 +82,15 @@ class LGMRec(FactorisedRecommender):
     Source: Guo et al., LGMRec: Local and Global Graph Learning for Multimodal Recommendation, AAAI 2024.
     """
 
+    settings_class = LGMRecParameters
+    reads_content = True
     owned: Tensor
 
     auxiliary_loss_samples = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.n_hyper_layers: int = config["n_hyper_layers"]
@@ -72,11 +100,6 @@ class LGMRec(FactorisedRecommender):
         self.cl_weight: float = config["cl_weight"]
         self.reg_weight: float = config["reg_weight"]
         self.size: int = config["embedding_size"]
-        for name in ("n_hyper_layers", "n_hyperedges"):
-            if config[name] < 1:
-                raise GuiderError(f"{name} is {config[name]}: LGMRec needs 1 or more.")
-        share_below_one("dropout", self.dropout, "LGMRec drops a share of the degrees")
-        above_zero("temperature", self.temperature, "LGMRec divides by it")
         self.generator("hyperedges", config["seed"])
 
         self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)

@@ -5,15 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import bipartite_adjacency, knn_graph, propagate, propagate_mean, user_item_block
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
+from recbole_guider.models.content import ModalityContent, required_content
 from recbole_guider.models.contrast import info_nce
-from recbole_guider.utils.errors import above_zero
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings
+
+
+class MGCNParameters(Settings):
+    """The parameters of :class:`MGCN`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    knn_k: Count = Field(
+        default=10, description="the number of nearest items that an item is linked to, in each modality"
+    )
+    n_mm_layers: Natural = Field(default=1, description="the number of layers on the item graphs")
+    n_ui_layers: Natural = Field(default=2, description="the number of layers on the user-item graph")
+    cl_weight: NonNegative = Field(
+        default=0.01, description="the weight of the contrastive loss; the authors search 0.001, 0.01 and 0.1"
+    )
+    temperature: Positive = Field(default=0.2, description="what the cosines of the contrastive loss are divided by")
+    reg_weight: NonNegative = Field(default=0.0001, description="the weight of the squares of the batch's rows")
+    train_features: bool = Field(
+        default=True, description="whether the raw features are parameters too, as in the authors' code"
+    )
 
 
 class MGCN(FactorisedRecommender):
@@ -36,29 +55,26 @@ class MGCN(FactorisedRecommender):
     batch and over its items, plus ``reg_weight`` times half the squares of its user, item and sampled item rows,
     divided by ``train_batch_size``.
 
-    Settings (properties/model/MGCN.yaml): ``embedding_size``, ``knn_k``, ``n_mm_layers``, ``n_ui_layers``,
-    ``cl_weight``, ``temperature``, ``reg_weight``, ``train_features``.
-
     An item without a row in some modality has no edge in that modality's graph, and is fused over the modalities that
     it has, as though there were no others. An item without any has ``side`` = 0.
 
     Source: Yu et al., Multi-View Graph Convolutional Network for Multimedia Recommendation, ACM Multimedia 2023.
     """
 
+    settings_class = MGCNParameters
+    reads_content = True
     attends: Tensor
 
     auxiliary_loss_samples = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]
         self.cl_weight: float = config["cl_weight"]
         self.temperature: float = config["temperature"]
-        above_zero("temperature", self.temperature, "MGCN divides cosines by it")
         self.batch_size: int = config["train_batch_size"]
         graph = bipartite_adjacency(*self.training_pairs(dataset))
         self.graph = graph.to(self.device)

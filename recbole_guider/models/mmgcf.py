@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import propagate_mean
 from recbole_guider.losses.dbpr import l2_penalty
 from recbole_guider.models.base import Encoding
-from recbole_guider.models.content import ModalityContent
+from recbole_guider.models.content import ModalityContent, required_content
 from recbole_guider.models.pruned import PrunedGraphRecommender
-from recbole_guider.utils.errors import GuiderError, one_of
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share
 
-FUSIONS = ("mean", "sum", "concat")
-WEIGHTINGS = ("equal", "alpha", "normalized")
+
+class MMGCFParameters(Settings):
+    """The parameters of :class:`MMGCF`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    feat_embed_dim: Count | None = Field(
+        default=None, description="the size of projected content; null: embedding_size, which mean and sum need"
+    )
+    n_ui_layers: Natural = Field(
+        default=2, description="the number of layers on the user-item graph. The authors try 1, 2, 3"
+    )
+    dropout: Share = Field(
+        default=0.5,
+        description="the share of the user-item edges that an epoch leaves out. The authors try 0.2, 0.5, 0.8",
+    )
+    fusion_mode: Literal["mean", "sum", "concat"] = Field(
+        default="mean", description="how rows are fused: mean, sum, or concat (side by side through a linear map)"
+    )
+    weighting: Literal["equal", "alpha", "normalized"] = Field(
+        default="equal",
+        description="equal: the modalities with each other first, then with behaviour; alpha: all at once, by a "
+        "learned share; normalized: all at once, at unit length",
+    )
+    reg_weight: NonNegative = Field(
+        default=0.001, description="the weight of the L2 regulariser. The authors try 1e-1, 1e-2, 1e-3, 1e-4"
+    )
 
 
 class MMGCF(PrunedGraphRecommender):
@@ -43,9 +68,6 @@ class MMGCF(PrunedGraphRecommender):
     An item without a row in some modality adds nothing there: no term of a sum, zeros side by side, and a mean is
     over what the item has.
 
-    Settings (properties/model/MMGCF.yaml): ``embedding_size``, ``feat_embed_dim`` (null: ``embedding_size``, which
-    ``mean`` and ``sum`` need), ``n_ui_layers``, ``dropout``, ``fusion_mode``, ``weighting``, ``reg_weight``.
-
     Source: Multimodal Graph Collaborative Filtering for Recommendation with Graph Convolutional Networks, UMAP 2026,
     and the authors' implementation in MMRec.
 
@@ -53,14 +75,16 @@ class MMGCF(PrunedGraphRecommender):
         GuiderError: the data set has no content, or a setting is none of the choices.
     """
 
+    settings_class = MMGCFParameters
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]
-        self.fusion_mode = one_of("fusion_mode", config["fusion_mode"], FUSIONS)
-        self.weighting = one_of("weighting", config["weighting"], WEIGHTINGS)
+        self.fusion_mode: str = config["fusion_mode"]
+        self.weighting: str = config["weighting"]
         size: int = config["embedding_size"]
         content_size: int = config["feat_embed_dim"] or size
         if self.fusion_mode != "concat" and content_size != size:

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear, normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import SparseOperator, mean_adjacency
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
+from recbole_guider.models.content import ModalityContent, required_content
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.settings import Count, NonNegative, Settings
 
-COMBINATIONS = ("concatenate", "add")
+
+class MMGCNParameters(Settings):
+    """The parameters of :class:`MMGCN`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the ID embeddings and of every layer")
+    n_layers: Count = Field(default=3, description="the number of layers of each modality's network")
+    latent_size: Count | dict[str, Count | None] | None = Field(
+        default=256,
+        description="a modality wider than this is projected to this width; or modality -> width, null: as it is",
+    )
+    combination: Literal["concatenate", "add"] = Field(
+        default="concatenate", description="how a layer joins messages and a node's own part: concatenate or add"
+    )
+    reg_weight: NonNegative = Field(
+        default=0.0001,
+        description="the weight of the squared embeddings and preferences; MMRec searches 0 and 1e-5 to 0.1",
+    )
 
 
 class MMGCN(FactorisedRecommender):
@@ -35,9 +52,6 @@ class MMGCN(FactorisedRecommender):
 
     P_m being the preferences in modality m, and means running over entries.
 
-    Settings (properties/model/MMGCN.yaml): ``embedding_size``, ``n_layers``, ``latent_size`` (a modality that is
-    wider is first projected to that width; or modality -> width, null: as it is), ``combination``, ``reg_weight``.
-
     Two things differ from the authors' code and MMRec's: there the preferences and the ID embeddings are never handed
     to the optimiser, and only the first modality's preferences are regularised. Here all are parameters and all are
     regularised, as in the paper.
@@ -49,17 +63,15 @@ class MMGCN(FactorisedRecommender):
     ACM Multimedia 2019.
     """
 
+    settings_class = MMGCNParameters
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.reg_weight: float = config["reg_weight"]
         n_layers: int = config["n_layers"]
-        if n_layers < 1:
-            raise GuiderError(f"n_layers is {n_layers}: MMGCN needs at least one layer.")
         combination: str = config["combination"]
-        if combination not in COMBINATIONS:
-            raise GuiderError(f"combination is {combination!r}: it must be {' or '.join(COMBINATIONS)}.")
         self.graph = mean_adjacency(*self.training_pairs(dataset)).to(self.device)
 
         size: int = config["embedding_size"]
@@ -146,7 +158,4 @@ def _latent_sizes(given: Any, dims: Mapping[str, int]) -> dict[str, int | None]:
         sizes = {name: given.get(name) for name in dims}
     else:
         sizes = {name: given if given is not None and dim > given else None for name, dim in dims.items()}
-    for name, width in sizes.items():
-        if width is not None and (not isinstance(width, int) or width < 1):
-            raise GuiderError(f"latent_size of {name} is {width!r}: it must be a whole number above 0, or null.")
     return sizes

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from logging import getLogger
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, logsigmoid, normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import SparseOperator, mean_adjacency
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
+from recbole_guider.models.content import ModalityContent, required_content
 from recbole_guider.models.layers import seeded_dropout
-from recbole_guider.utils.errors import GuiderError, share_below_one
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share
 
 #: log variances are cut off here before they are exponentiated
 MAX_LOG_VARIANCE = 10.0
@@ -24,7 +24,32 @@ MAX_LOG_VARIANCE = 10.0
 VARIANCE_EPSILON = 1e-8
 #: the share of a standard deviation that training samples with
 NOISE_SCALE = 0.1
-NEGATIVES = ("own", "batch")
+
+
+class MVGAEParameters(Settings):
+    """The parameters of :class:`MVGAE`."""
+
+    embedding_size: Count = Field(
+        default=64, description="the size of the Gaussians and of the collaborative item vectors"
+    )
+    latent_size: Count = Field(
+        default=128, description="the width that content is projected to, and of the preferences"
+    )
+    n_layers: Natural = Field(
+        default=1, description="the number of graph layers before those that give means and variances"
+    )
+    beta: NonNegative = Field(
+        default=1.0, description="the weight of the KL divergence; 1 in the paper, MMRec searches 0.01, 0.1 and 1"
+    )
+    dropout: Share = Field(default=0.1, description="the share of a layer's entries that is dropped")
+    sigmoid: bool = Field(
+        default=True, description="whether the vectors pass a sigmoid; the authors do so for sparse data, not for dense"
+    )
+    negatives: Literal["own", "batch"] = Field(
+        default="own",
+        description="whom a user's item is ranked above: own, the sampled item, or batch, the best of the batch's "
+        "sampled items",
+    )
 
 
 class MVGAE(FactorisedRecommender):
@@ -49,9 +74,6 @@ class MVGAE(FactorisedRecommender):
     highest score. The loss is the sum over the product and all of its factors. The public code has B times this loss;
     here its size does not depend on the batch, as that of the losses it is combined with does not.
 
-    Settings (properties/model/MVGAE.yaml): ``embedding_size``, ``latent_size``, ``n_layers``, ``beta``,
-    ``dropout``, ``sigmoid``, ``negatives``.
-
     Differences from the public code: neither code hands the preferences and the collaborative item vectors to the
     optimiser; here they are parameters. MMRec takes item ids for node ids, so that it trains on users in place of
     items, and compares sigmoids of scores; the authors' code, as here, does neither. MMRec's negatives are those
@@ -67,19 +89,16 @@ class MVGAE(FactorisedRecommender):
     Multimedia 2021.
     """
 
+    settings_class = MVGAEParameters
+    reads_content = True
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.beta: float = config["beta"]
         self.sigmoid: bool = config["sigmoid"]
         self.negatives: str = config["negatives"]
-        if self.negatives not in NEGATIVES:
-            raise GuiderError(f"negatives is {self.negatives!r}: it must be {' or '.join(NEGATIVES)}.")
         dropout: float = config["dropout"]
-        share_below_one("dropout", dropout, "MVGAE drops a share of the entries")
-        if config["n_layers"] < 0:
-            raise GuiderError(f"n_layers is {config['n_layers']}: it must be 0 or more.")
         self.dropout = dropout
         self.generator("dropout", config["seed"])
         self.generator("noise", config["seed"] + 1)

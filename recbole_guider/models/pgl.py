@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import SparseOperator, combine, knn_graph, propagate, propagate_mean, user_item_block
 from recbole_guider.models.base import Encoding
-from recbole_guider.models.content import ModalityContent, modality_weights
+from recbole_guider.models.content import ModalityContent, modality_weights, required_content
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.models.layers import seeded_dropout
 from recbole_guider.models.pruned import PrunedGraphRecommender
-from recbole_guider.utils.errors import GuiderError, above_zero, share_below_one
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings, Share
 
-SUBGRAPHS = ("local", "global")
+
+class PGLParameters(Settings):
+    """The parameters of :class:`PGL`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings of one modality")
+    knn_k: Count = Field(
+        default=10, description="the number of nearest items that an item is linked to, in each modality"
+    )
+    n_mm_layers: Natural = Field(default=1, description="the number of layers on the item graph")
+    n_ui_layers: Natural = Field(default=2, description="the number of layers on the user-item graph")
+    subgraph: Literal["local", "global"] = Field(
+        default="local",
+        description="what training propagates on: local (an epoch's sample of the edges) or global (leading singular "
+        "vectors)",
+    )
+    dropout: Share = Field(
+        default=0.7, description="the share of the user-item edges that an epoch leaves out, where subgraph is local"
+    )
+    feature_dropout: Share = Field(
+        default=0.2,
+        description="the share of entries that the contrastive loss drops; the authors: Baby 0.2, Sports 0.05, "
+        "Clothing 0.1",
+    )
+    cl_weight: NonNegative = Field(
+        default=0.05, description="the weight of the contrastive loss; the authors: Baby 0.05, Sports 0.1, Clothing 0.5"
+    )
+    temperature: Positive = Field(default=0.2, description="what the cosines of the contrastive loss are divided by")
+    modality_weights: dict[str, NonNegative] | None = Field(
+        default=None,
+        description="modality -> weight in the item graph; null: equal weights. The authors: image 0.1, text 0.9",
+    )
+    train_features: bool = Field(
+        default=True, description="whether the raw features are parameters too, as in the authors' code"
+    )
 
 
 class PGL(PrunedGraphRecommender):
@@ -45,10 +79,6 @@ class PGL(PrunedGraphRecommender):
     The loss of a batch is BPR, plus ``cl_weight / 2`` times InfoNCE at ``temperature`` between two copies of its user
     rows of U with a share ``feature_dropout`` of the entries dropped, and the same for its item rows of V.
 
-    Settings (properties/model/PGL.yaml): ``embedding_size`` (of one modality; the scores' vectors are M times as long),
-    ``knn_k``, ``n_mm_layers``, ``n_ui_layers``, ``subgraph``, ``dropout``, ``feature_dropout``, ``cl_weight``,
-    ``temperature``, ``modality_weights`` (of the item graph), ``train_features``.
-
     An item without a row in some modality starts there from zero, so that it has what its users bring, and has no edge
     in that modality's item graph. An item without any takes no part in the InfoNCE of items.
 
@@ -56,21 +86,18 @@ class PGL(PrunedGraphRecommender):
     the details of both subgraphs from the authors' code.
     """
 
+    settings_class = PGLParameters
+    reads_content = True
     auxiliary_loss_samples = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.cl_weight: float = config["cl_weight"]
         self.feature_dropout: float = config["feature_dropout"]
         self.temperature: float = config["temperature"]
-        if config["subgraph"] not in SUBGRAPHS:
-            raise GuiderError(f"subgraph is {config['subgraph']!r}: it must be one of {', '.join(SUBGRAPHS)}.")
-        share_below_one("feature_dropout", self.feature_dropout, "it is a share")
-        above_zero("temperature", self.temperature, "PGL divides cosines by it")
         weights = modality_weights(config["modality_weights"], list(features))
         self.generator("masks", config["seed"])
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from recbole_guider.graph import BipartiteGraph, SparseOperator
 from recbole_guider.models.base import FactorisedRecommender
-from recbole_guider.utils.errors import share_below_one
 
 
 class PrunedGraphRecommender(FactorisedRecommender):
@@ -24,7 +23,6 @@ class PrunedGraphRecommender(FactorisedRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.dropout: float = config["dropout"]
-        share_below_one("dropout", self.dropout, f"{type(self).__name__} drops a share of the edges")
         self.edges = BipartiteGraph(*self.training_pairs(dataset))
         self.graph = self.edges.adjacency().to(self.device)
         self._training_graph: SparseOperator | None = self.graph

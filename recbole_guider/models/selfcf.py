@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
@@ -12,9 +13,31 @@ from torch.nn.functional import cosine_similarity
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.models.base import Encoding, FactorisedRecommender
 from recbole_guider.models.layers import seeded_dropout
-from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share, UnitInterval
 
-AUGMENTATIONS = ("embedding_dropout", "historical_embedding", "edge_pruning")
+
+class SelfCFParameters(Settings):
+    """The parameters of :class:`SelfCF`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    n_layers: Natural = Field(
+        default=2, description="the number of layers on the user-item graph; 0: matrix factorisation"
+    )
+    augmentation: Literal["embedding_dropout", "historical_embedding", "edge_pruning"] = Field(
+        default="embedding_dropout",
+        description="how targets are made: embedding_dropout, historical_embedding or edge_pruning",
+    )
+    dropout: Share = Field(
+        default=0.5, description="the share that is dropped, of a target's entries or of the graph's"
+    )
+    momentum: UnitInterval = Field(default=0.1, description="the weight of the past in a historical target")
+    graph_dropout: UnitInterval = Field(
+        default=1.0, description="the largest share of the graph's entries that a training batch does without"
+    )
+    reg_weight: NonNegative = Field(default=0.0, description="the weight of the squares of the batch's rows")
+    train_neg_sample_args: dict[str, Any] | None = Field(
+        default=None, description="SelfCF learns from observed pairs alone"
+    )
 
 
 class SelfCF(FactorisedRecommender):
@@ -38,13 +61,11 @@ class SelfCF(FactorisedRecommender):
     from 0 to ``graph_dropout``. What stays of a matrix is divided by the share that stays. The history starts from
     normally distributed numbers, as in the authors' code, and is saved with the model; theirs is lost at a resume.
 
-    Settings (properties/model/SelfCF.yaml): ``embedding_size``, ``n_layers``, ``augmentation``, ``dropout``,
-    ``momentum``, ``graph_dropout``, ``reg_weight``.
-
     Source: Zhou et al., SelfCF: A Simple Framework for Self-supervised Collaborative Filtering, ACM Transactions on
     Recommender Systems 2023.
     """
 
+    settings_class = SelfCFParameters
     user_history: Tensor
     item_history: Tensor
 
@@ -55,11 +76,9 @@ class SelfCF(FactorisedRecommender):
         self.n_layers: int = config["n_layers"]
         self.reg_weight: float = config["reg_weight"]
         self.augmentation: str = config["augmentation"]
-        if self.augmentation not in AUGMENTATIONS:
-            raise GuiderError(f"augmentation is {self.augmentation!r}: SelfCF has {', '.join(AUGMENTATIONS)}.")
-        self.dropout = _share(config, "dropout", below_one=True)
-        self.momentum = _share(config, "momentum")
-        self.graph_dropout = _share(config, "graph_dropout")
+        self.dropout: float = config["dropout"]
+        self.momentum: float = config["momentum"]
+        self.graph_dropout: float = config["graph_dropout"]
         for name in ("graph", "dropout"):
             self.generator(name, config["seed"] + len(name))
         self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)
@@ -121,11 +140,3 @@ class SelfCF(FactorisedRecommender):
             return 0.0
         rows = self.batch_rows(encoding.parts["users"], encoding.parts["items"], interaction)[:2]
         return self.reg_weight * 0.5 * sum(row.square().sum() for row in rows)
-
-
-def _share(config: Any, key: str, below_one: bool = False) -> float:
-    """A setting between 0 and 1."""
-    value: float = config[key]
-    if not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
-        raise GuiderError(f"{key} is {value}: it is a share, 0 <= {key} {'<' if below_one else '<='} 1.")
-    return value

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.losses.dbpr import soft_negative
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent
+from recbole_guider.models.content import ModalityContent, required_content
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.models.layers import seeded_dropout
-from recbole_guider.utils.errors import GuiderError, share_below_one
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings, Share
 
-TASKS = ("FAC", "FD", "FM", "FD+FM")
+
+class SLMRecParameters(Settings):
+    """The parameters of :class:`SLMRec`."""
+
+    embedding_size: Count = Field(
+        default=64, description="the size of the user and item embeddings and of every channel"
+    )
+    n_layers: Natural = Field(default=3, description="the number of layers on the user-item graph")
+    temperature: Positive = Field(default=0.2, description="the temperature of the ranking loss")
+    ssl_task: Literal["FAC", "FD", "FM", "FD+FM"] = Field(
+        default="FAC",
+        description="the self-supervised task: FAC (fine and coarse), FD (feature dropout), FM (feature masking) or "
+        "FD+FM",
+    )
+    ssl_weight: NonNegative = Field(
+        default=0.1, description="the weight of the self-supervised task; MMRec searches 0.01 to 1"
+    )
+    ssl_temperature: Positive = Field(
+        default=0.2, description="the temperature of the self-supervised task; MMRec searches 0.1 to 1"
+    )
+    dropout: Share = Field(default=0.3, description="the share of the entries that FD drops after each layer")
+    weight_decay: NonNegative = Field(
+        default=0.0001,
+        description="RecBole's: the weight of the squared parameters in the optimiser, as in the authors' code",
+    )
+    train_neg_sample_args: dict[str, Any] | None = Field(
+        default=None, description="SLMRec learns from observed pairs alone"
+    )
 
 
 class SLMRec(FactorisedRecommender):
@@ -39,9 +66,6 @@ class SLMRec(FactorisedRecommender):
     - ``FM``, feature masking: the same with one channel's items set to zero in each view, another one in each.
     - ``FD+FM``: both at once.
 
-    Settings (properties/model/SLMRec.yaml): ``embedding_size``, ``n_layers``, ``temperature``, ``ssl_task``,
-    ``ssl_weight``, ``ssl_temperature``, ``dropout``; ``weight_decay`` is RecBole's.
-
     MMRec keeps the authors' acoustic step between image and text, though nothing is compared there: its two linear
     maps without a function between them are one, C_m, here. Its feature tasks fail. It scores by the sigmoid of
     <U_u, V_i>, which ranks alike. One modality is compared in full width, as in the authors' code.
@@ -52,26 +76,19 @@ class SLMRec(FactorisedRecommender):
     Source: Tao et al., Self-supervised Learning for Multimedia Recommendation, IEEE Transactions on Multimedia 2022.
     """
 
+    settings_class = SLMRecParameters
+    reads_content = True
     compares_sampled_items = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_layers: int = config["n_layers"]
-        if self.n_layers < 0:
-            raise GuiderError(f"n_layers is {self.n_layers}: it must be 0 or more.")
         self.task: str = config["ssl_task"]
-        if self.task not in TASKS:
-            raise GuiderError(f"ssl_task is {self.task!r}: it must be one of {', '.join(TASKS)}.")
         self.ssl_weight: float = config["ssl_weight"]
         self.temperature: float = config["temperature"]
         self.ssl_temperature: float = config["ssl_temperature"]
-        for key in ("temperature", "ssl_temperature"):
-            if not config[key] > 0:
-                raise GuiderError(f"{key} is {config[key]}: it must be above 0.")
         self.dropout: float = config["dropout"]
-        share_below_one("dropout", self.dropout, "SLMRec drops a share of the entries")
         self.generator("dropout", config["seed"])
         self.generator("masking", config["seed"] + 1)
         self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)

@@ -5,16 +5,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_guider.data.features import require_content
 from recbole_guider.graph import bipartite_adjacency, knn_graph, propagate, propagate_mean, union, user_item_block
 from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, of_each_modality
+from recbole_guider.models.content import ModalityContent, of_each_modality, required_content
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.models.layers import seeded_dropout
-from recbole_guider.utils.errors import above_zero, share_below_one
+from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings, Share
+
+
+class SMOREParameters(Settings):
+    """The parameters of :class:`SMORE`."""
+
+    embedding_size: Count = Field(default=64, description="the size of the user and item embeddings")
+    knn_k: Count | dict[str, Count] = Field(
+        default=10,
+        description="the number of nearest items that an item is linked to, for all modalities or modality -> number; "
+        "the authors: Baby and Clothing image 40, text 15 and 10",
+    )
+    n_mm_layers: Natural = Field(default=1, description="the number of layers on the item graphs")
+    n_ui_layers: Natural = Field(
+        default=3, description="the number of layers on the user-item graph; the authors use 4 on Baby"
+    )
+    dropout: Share = Field(
+        default=0.0, description="the share of the preferences that a batch leaves out; the authors use 0.1 on Baby"
+    )
+    cl_weight: NonNegative = Field(
+        default=0.01, description="the weight of the contrastive loss; the authors use 0.03 on Sports"
+    )
+    temperature: Positive = Field(default=0.2, description="what the cosines of the contrastive loss are divided by")
+    reg_weight: NonNegative = Field(
+        default=0.0001, description="the weight of the squares of the batch's rows; the authors use 0.00001 on Clothing"
+    )
+    train_features: bool = Field(
+        default=True, description="whether the raw features are parameters too, as in the authors' code"
+    )
 
 
 class SMORE(FactorisedRecommender):
@@ -39,9 +67,6 @@ class SMORE(FactorisedRecommender):
     the users of the batch and over its items, plus ``reg_weight`` times half the squares of its user, item and sampled
     item rows, divided by ``train_batch_size``.
 
-    Settings (properties/model/SMORE.yaml): ``embedding_size``, ``knn_k`` (for all modalities, or modality -> number),
-    ``n_mm_layers``, ``n_ui_layers``, ``dropout``, ``cl_weight``, ``temperature``, ``reg_weight``, ``train_features``.
-
     An item without a row in some modality has no edge in that modality's graph, is fused over the spectra of the
     modalities that it has, and ``side`` divides by their number + 1. An item without any has ``side`` = 0 and takes no
     part in the InfoNCE of items.
@@ -50,22 +75,21 @@ class SMORE(FactorisedRecommender):
     Recommendation, WSDM 2025.
     """
 
+    settings_class = SMOREParameters
+    reads_content = True
     present: Tensor
 
     auxiliary_loss_samples = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]
         self.cl_weight: float = config["cl_weight"]
         self.dropout: float = config["dropout"]
         self.temperature: float = config["temperature"]
-        share_below_one("dropout", self.dropout, "SMORE drops a share of the preferences")
-        above_zero("temperature", self.temperature, "SMORE divides cosines by it")
         self.batch_size: int = config["train_batch_size"]
         self.generator("preferences", config["seed"])
 

@@ -5,12 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import Field
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 
-from recbole_guider.data.features import require_content
 from recbole_guider.models.base import Encoding, FactorisedRecommender
+from recbole_guider.models.content import required_content
+from recbole_guider.utils.settings import Count, NonNegative, Settings
+
+
+class VBPRParameters(Settings):
+    """The parameters of :class:`VBPR`."""
+
+    embedding_size: Count = Field(
+        default=64, description="the size of each of a user's two vectors, and of both parts of an item"
+    )
+    reg_weight: NonNegative = Field(
+        default=2.0, description="the weight of the norms of the batch's rows; MMRec searches 2, 1, 0.1, ... 1e-5"
+    )
+    item_bias: bool = Field(
+        default=False, description="whether items and their content have a bias each, as in the paper"
+    )
+    train_features: bool = Field(default=False, description="whether the raw features are parameters too")
 
 
 class VBPR(FactorisedRecommender):
@@ -26,19 +43,18 @@ class VBPR(FactorisedRecommender):
     ``item_bias`` adds the two biases of the paper; MMRec's VBPR, whose defaults these are, has none. A bias of the user
     or of the whole would change no ranking. The paper regularises by squared norms.
 
-    Settings (properties/model/VBPR.yaml): ``embedding_size``, ``reg_weight``, ``item_bias``, ``train_features``.
-
     An item without a row in some modality has the mean of the modality in its place.
 
     Source: He and McAuley, VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback, AAAI 2016.
     """
 
+    settings_class = VBPRParameters
+    reads_content = True
     content: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        features = dataset.item_features
-        require_content(config, features, behaviour_suffices=False)
+        features = required_content(config, dataset)
         self.reg_weight: float = config["reg_weight"]
         size: int = config["embedding_size"]
         self.user_embedding = nn.Embedding(self.n_users, 2 * size)

@@ -45,28 +45,6 @@ def one_of(key: str, value: object, allowed: Sequence[str]) -> str:
     raise GuiderError(f"{key} is {value!r}: it must be {', '.join(allowed[:-1])} or {allowed[-1]}.")
 
 
-def share_below_one(key: str, value: float, what: str) -> float:
-    """``value``, if 0 <= value < 1.
-
-    Raises:
-        GuiderError: it is not; the message names the setting ``key``, the value and ``what`` it is for.
-    """
-    if 0.0 <= value < 1.0:
-        return value
-    raise GuiderError(f"{key} is {value}: {what}, 0 <= {key} < 1.")
-
-
-def above_zero(key: str, value: float, what: str) -> float:
-    """``value``, if it is above 0.
-
-    Raises:
-        GuiderError: as :func:`share_below_one`.
-    """
-    if value > 0:
-        return value
-    raise GuiderError(f"{key} is {value}: {what}, {key} > 0.")
-
-
 class ProcessFailed(RuntimeError):
     """One of several processes that train together failed, for another reason than bad input.
 

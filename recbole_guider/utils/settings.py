@@ -16,9 +16,12 @@ from recbole_guider.utils.errors import GuiderError, nearest
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
-class Words(NamedTuple):
+class AllowedValues(NamedTuple):
     """Put into an annotation: what values it takes, in words, where its type does not say it well."""
 
     words: str
@@ -51,11 +54,24 @@ def validated(schema: type[SomeSettings], block: Mapping[Any, Any], name: str) -
         raise GuiderError(_explain(error, schema, name)) from None
 
 
+def check_part(schema: type[Settings], block: Mapping[Any, Any], name: str) -> None:
+    """Raise as :func:`validated` does where ``block``, which may lack any of the keys, has one that is wrong.
+
+    Raises:
+        GuiderError: as there.
+    """
+    try:
+        schema.model_validate(_plain(block, schema))
+    except ValidationError as error:
+        if any(each["type"] != "missing" for each in error.errors()):
+            raise GuiderError(_explain(error, schema, name)) from None
+
+
 def _plain(block: Mapping[Any, Any], model: type[BaseModel] | None) -> dict[Any, Any]:
     """``block`` with numpy numbers, tuples and empty nested blocks turned into what the schema reads."""
     plain: dict[Any, Any] = {}
     for key, value in block.items():
-        nested = _nested(model.model_fields[key]) if model is not None and key in model.model_fields else None
+        nested = nested_settings(model.model_fields[key]) if model is not None and key in model.model_fields else None
         if value is None and nested is not None:
             continue
         plain[key] = _plain(value, nested) if isinstance(value, Mapping) else _plain_value(value)
@@ -70,14 +86,15 @@ def _plain_value(value: Any) -> Any:
     return value
 
 
-def _nested(field: FieldInfo) -> type[BaseModel] | None:
+def nested_settings(field: FieldInfo) -> type[Settings] | None:
+    """The class of a field that is a block of its own; None: it is a value."""
     annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
 
 
 def _dotted_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        nested = _nested(field)
+        nested = nested_settings(field)
         yield f"{prefix}.{name}"
         if nested is not None:
             yield from _dotted_keys(nested, f"{prefix}.{name}")
@@ -85,7 +102,9 @@ def _dotted_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 def _explain(error: ValidationError, schema: type[BaseModel], name: str) -> str:
     """One sentence for the first mistake; a key that does not exist comes before a value that is wrong."""
-    mistakes = error.errors(include_url=False, include_context=False)
+    mistakes = [
+        each for each in error.errors(include_url=False, include_context=False) if each["type"] != "missing"
+    ]
     mistake = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
     model = schema
     path = [name] if name else []
@@ -94,7 +113,7 @@ def _explain(error: ValidationError, schema: type[BaseModel], name: str) -> str:
         if part not in model.model_fields:
             return _explain_unknown(".".join(path), model, schema, name)
         field = model.model_fields[str(part)]
-        nested = _nested(field)
+        nested = nested_settings(field)
         if nested is None:
             break  # what follows in loc is the branch of a union or the index in a list
         model = nested
@@ -102,7 +121,7 @@ def _explain(error: ValidationError, schema: type[BaseModel], name: str) -> str:
         keys = ", ".join(model.model_fields)
         return f"{'.'.join(path)} is {mistake['input']!r}: it is a block of keys ({keys})."
     value = mistake["input"]
-    return f"{'.'.join(path)} is {value!r}: it must be {_allowed(field.annotation, field.metadata)}."
+    return f"{'.'.join(path)} is {value!r}: it must be {allowed_values(field)}."
 
 
 def _explain_unknown(key: str, model: type[BaseModel], schema: type[BaseModel], root: str) -> str:
@@ -117,10 +136,15 @@ def _explain_unknown(key: str, model: type[BaseModel], schema: type[BaseModel], 
     return f"{key} is not a setting{guess} Allowed: {', '.join(model.model_fields)}."
 
 
+def allowed_values(field: FieldInfo) -> str:
+    """What values a field takes, in words."""
+    return _allowed(field.annotation, field.metadata)
+
+
 def _allowed(annotation: Any, metadata: list[Any]) -> str:
     """What values a field takes, in words."""
     for part in metadata:
-        if isinstance(part, Words):
+        if isinstance(part, AllowedValues):
             return part.words
     origin = get_origin(annotation)
     if origin is Annotated:
