@@ -11,11 +11,11 @@ import torch
 
 from recbole_guider.amsc import Calibration, calibrate, decision, factor_training
 from recbole_guider.amsc.behaviour import CoOccurrence
-from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.evidence import adaptive_weights
 from recbole_guider.amsc.factor_training import learn_factors
+from recbole_guider.amsc.fit import NULL_DRAWS
+from recbole_guider.amsc.folds import UserFolds
 from recbole_guider.amsc.learned import PARTS, RIDGE, half_whitened, held_out_ridge, joined_content, learn_embeddings
-from recbole_guider.amsc.lesson import NULL_DRAWS
 from recbole_guider.amsc.profiles import Candidates, build_profiles, draw_null_pairs
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import confidence, normalise_modality
@@ -620,7 +620,7 @@ def test_learned_scores_and_nearest_items_equal_a_double_loop():
 def test_learned_factors_know_nothing_of_their_own_users(by_item):
     users, items, features, n_users, n_items = world(120, 60)
     content = np.concatenate(list(features.values()), axis=1)
-    degree, parts = np.bincount(items, minlength=n_items), Parts(3, 4)
+    degree, parts = np.bincount(items, minlength=n_items), UserFolds(3, 4)
     part = parts(np.arange(n_users))
 
     def rows(of_items):
@@ -641,7 +641,7 @@ def test_factors_without_rows_of_items_are_a_map_of_the_content():
     users, items, features, n_users, n_items = world(120, 60)
     features["image"][1] = features["image"][0]
     profiles, degree = build_profiles(users, items, n_users, n_items), np.bincount(items, minlength=n_items)
-    learned = learn_factors(profiles, Parts(0, 2), degree, features["image"], False, np.random.default_rng(0))
+    learned = learn_factors(profiles, UserFolds(0, 2), degree, features["image"], False, np.random.default_rng(0))
     for rows in learned.context:
         np.testing.assert_array_equal(rows[1], rows[0])
         found, *_ = np.linalg.lstsq(features["image"], rows, rcond=None)
@@ -679,7 +679,7 @@ def test_learning_factors_looks_at_a_bounded_number_of_pairs(monkeypatch):
     monkeypatch.setattr(factor_training._Model, "_loss", counted)
     for constant, value in (("EPOCHS", 100), ("BATCH", 200), ("VISITS", 1500)):
         monkeypatch.setattr(factor_training, constant, value)
-    learn_factors(profiles, Parts(0, 2), degree, features["text"], True, np.random.default_rng(0))
+    learn_factors(profiles, UserFolds(0, 2), degree, features["text"], True, np.random.default_rng(0))
     most = 1500 + 200 + profiles.size.max()  # the last batch may pass the limit
     assert 2 * 1500 <= sum(looked_at) <= 2 * most
 
@@ -692,7 +692,7 @@ def test_factors_do_not_depend_on_the_number_of_threads():
         for threads in (1, 2):
             torch.set_num_threads(threads)
             found.append(
-                learn_factors(profiles, Parts(0, 2), degree, features["text"], True, np.random.default_rng(0))
+                learn_factors(profiles, UserFolds(0, 2), degree, features["text"], True, np.random.default_rng(0))
             )
             assert torch.get_num_threads() == threads
     finally:

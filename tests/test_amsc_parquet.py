@@ -19,7 +19,7 @@ import pytest
 import ray
 
 from recbole_guider.amsc import calibrate, calibrate_parquet, parquet
-from recbole_guider.amsc.draws import Parts, hashes, uniform
+from recbole_guider.amsc.folds import UserFolds, hashes, uniform
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.cli.main import main
 from recbole_guider.utils.errors import GuiderError
@@ -132,8 +132,8 @@ def test_every_setting_gives_the_result_of_memory(log, features, tmp_path, setti
 
 def test_a_log_beyond_the_samples_gives_the_result_of_memory(log, features, tmp_path, monkeypatch):
     # The samples that a large log is learned from, made small enough for this one to be large.
-    monkeypatch.setattr("recbole_guider.amsc.lesson.SAMPLE", 1600)
-    monkeypatch.setattr("recbole_guider.amsc.lesson.LEARN_PAIRS", 1200)
+    monkeypatch.setattr("recbole_guider.amsc.fit.SAMPLE", 1600)
+    monkeypatch.setattr("recbole_guider.amsc.fit.LEARN_PAIRS", 1200)
     monkeypatch.setattr("recbole_guider.amsc.decision.GROUP_PAIRS", 100)
     folder = write(log, tmp_path / "log", 3)
     result = calibrate_parquet(folder, features, tmp_path / "out", seed=3, buckets=5)
@@ -181,7 +181,7 @@ def test_what_was_learned_is_sent_once_and_tasks_carry_none_of_it(log, features,
     wide = {"image": rng.normal(size=(N_ITEMS, 2000)).astype(np.float32)}  # 720 kB
     settings = CalibrationSettings(learned=False)
     calibrate_parquet(folder, wide, tmp_path / "out", seed=3, buckets=6, settings=settings)
-    assert stored.count("Judge") == stored.count("_Pieces") == 1  # newer Ray stores things of its own
+    assert stored.count("Calibrator") == stored.count("_Pieces") == 1  # newer Ray stores things of its own
     assert len(closures) == 4 and max(closures) < 100_000
 
 
@@ -267,11 +267,11 @@ def test_choices_of_a_user_depend_on_seed_and_user_alone():
     assert np.abs(np.sort(numbers) - np.linspace(0, 1, len(keys))).max() < 0.007  # Kolmogorov, one in 10,000
     assert abs(np.corrcoef(numbers, uniform(keys, 6))[0, 1]) < 0.015
     assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 0.015
-    counts = np.bincount(Parts(5, 3)(keys), minlength=3)
+    counts = np.bincount(UserFolds(5, 3)(keys), minlength=3)
     assert np.abs(counts - len(keys) / 3).max() < 5 * np.sqrt(len(keys) / 3)
     assert len(np.unique(hashes(keys, 5))) == len(keys)
     # The published first output of SplitMix64 for the state 0 is the finaliser of its increment.
-    from recbole_guider.amsc.draws import _finalise
+    from recbole_guider.amsc.folds import _finalise
 
     assert _finalise(np.array([0x9E3779B97F4A7C15], dtype=np.uint64))[0] == 0xE220A8397B1DCDAF
 
@@ -441,9 +441,9 @@ def test_no_process_holds_the_log(tmp_path):
         ray.init(address="local", num_cpus=1, object_store_memory=80_000_000, **quiet)
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
-        from recbole_guider.amsc import calibrate_parquet, lesson, parquet
+        from recbole_guider.amsc import calibrate_parquet, fit, parquet
         from recbole_guider.amsc.settings import CalibrationSettings
-        lesson.SAMPLE, lesson.LEARN_PAIRS = 20_000, 100_000
+        fit.SAMPLE, fit.LEARN_PAIRS = 20_000, 100_000
         parquet.BUCKET_BYTES, parquet._SPLIT_BYTES = 8_000_000, 8_000_000
         features = {"image": rng.normal(size=(n_items, 8))}
         settings = CalibrationSettings(learned=False, behaviour=False)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recbole_guider.amsc.decision import CLEAN
-from recbole_guider.amsc.lesson import LogCounts, check_modalities, learn, learning_sample
+from recbole_guider.amsc.fit import LogCounts, check_modalities, fit_calibrator, learning_sample
 from recbole_guider.amsc.profiles import build_profiles
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import modality_list
@@ -88,10 +88,10 @@ def calibrate(
     user's own part removed as one more modality. For every observed pair null items j not in I_u are scored
     against the same rest of the profile; ``lfdr`` learns the density ratio f/f0 of observed to null pairs from the
     score, its parts and the profile size, monotone in every similarity, and returns 1 - min(1, pi0 f0/f). pi0 is the
-    given ``noise_rate`` or a cautious estimate (``decision.cautious_noise_rate``), and where ``noise_by`` is
+    given ``noise_rate`` or a cautious estimate (``decision.conservative_noise_rate``), and where ``noise_by`` is
     ``popularity`` the odds of noise differ between rare and popular items (``decision.NoiseByPopularity``). The
     estimate that is reported is counted where evidence is weakest (``decision.counted_noise_rate``), less the clean
-    pairs that only look like noise because their profiles hold noise (``decision.undiluted_noise_rate``), and is no
+    pairs that only look like noise because their profiles hold noise (``decision.extrapolated_noise_rate``), and is no
     larger.
 
     Args:
@@ -126,25 +126,25 @@ def calibrate(
     modalities = modality_list(features, settings.modalities, n_items)
     check_modalities(modalities, settings.behaviour)
     counts = LogCounts.of(profiles, settings)
-    lesson = learn(counts, learning_sample(counts, seed)(profiles), modalities, settings, seed)
-    judge, sample, nulls = lesson.judge, lesson.sample, lesson.nulls
-    verdict = judge(profiles, known=lesson.parts if sample is profiles else None)
+    fit = fit_calibrator(counts, learning_sample(counts, seed)(profiles), modalities, settings, seed)
+    calibrator, sample, nulls = fit.calibrator, fit.sample, fit.nulls
+    prediction = calibrator(profiles, known=fit.parts if sample is profiles else None)
     to_input = profiles.inverse
     first_row = np.zeros(profiles.n_pairs, dtype=np.int64)
     first_row[to_input[::-1]] = np.arange(len(to_input))[::-1]
     null_pair = profiles.rows_of(sample.keys[sample.users[nulls.pair]], sample.items[nulls.pair])
     return Calibration(
-        score=verdict.score[to_input].astype(np.float32),
-        clean_probability=verdict.probability[to_input].astype(np.float32),
-        is_clean=verdict.is_clean[to_input],
-        confidence=judge.evidence.agreement,
-        modality_weights=judge.weights,
-        noise_rate=judge.noise_rate,
-        evidence={name: part[to_input].astype(np.float32) for name, part in verdict.parts.items()},
-        null_score=lesson.null_score.astype(np.float32),
+        score=prediction.score[to_input].astype(np.float32),
+        clean_probability=prediction.probability[to_input].astype(np.float32),
+        is_clean=prediction.is_clean[to_input],
+        confidence=calibrator.evidence.agreement,
+        modality_weights=calibrator.weights,
+        noise_rate=calibrator.noise_rate,
+        evidence={name: part[to_input].astype(np.float32) for name, part in prediction.parts.items()},
+        null_score=fit.null_score.astype(np.float32),
         null_pair=first_row[null_pair],
         null_item=nulls.items,
-        null_evidence={name: part.astype(np.float32) for name, part in lesson.null_parts.items()},
+        null_evidence={name: part.astype(np.float32) for name, part in fit.null_parts.items()},
     )
 
 

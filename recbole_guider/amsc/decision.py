@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 
-from recbole_guider.amsc.draws import Parts
+from recbole_guider.amsc.folds import UserFolds
 from recbole_guider.amsc.profiles import FloatArray, IntArray
 from recbole_guider.utils.interactions import group_edges
 
-#: Parts of the users for cross-fitting.
+#: UserFolds of the users for cross-fitting.
 FOLDS = 5
 #: The share of the null pairs, those of the weakest evidence, in which noise is counted, and their least number.
 COUNTED_SHARE = 0.05
 COUNTED_PAIRS = 100
 #: f/f0 at this quantile of the null pairs is the cautious noise share that probabilities are computed with.
-CAUTIOUS_QUANTILE = 0.1
+CONSERVATIVE_QUANTILE = 0.1
 #: Groups of about equal size by popularity whose shares of noise are compared, each with at least so many pairs.
 POPULARITY_GROUPS = 5
 GROUP_PAIRS = 1000
@@ -54,7 +54,7 @@ class CrossFitted:
         rng: np.random.Generator,
     ) -> None:
         seed = int(rng.integers(2**31 - 1))
-        self.parts = Parts(int(rng.integers(2**63)), FOLDS)
+        self.parts = UserFolds(int(rng.integers(2**63)), FOLDS)
         part, null_part = self.parts(users), self.parts(null_users)
         self.models: list[_Model | None] = []
         for k in range(FOLDS):
@@ -122,7 +122,7 @@ def counted_noise_rate(ratio: FloatArray, null_ratio: FloatArray) -> float:
     return float(min(np.mean(ratio <= least) / np.mean(null_ratio <= least), 1.0))
 
 
-def undiluted_noise_rate(counted: float, diluted: float, share: float) -> float:
+def extrapolated_noise_rate(counted: float, noisier: float, share: float) -> float:
     """The count pi0 less the clean pairs in it that only the noise in their profiles makes look like noise.
 
     With pi the share of noise and b the share of the clean pairs that look like noise, pi0 = pi + (1 - pi) b. Let b
@@ -135,22 +135,23 @@ def undiluted_noise_rate(counted: float, diluted: float, share: float) -> float:
     whatever their profiles hold stay in it. Where b rises late, at first slowly, too much is subtracted.
 
     Args:
-        counted: pi0 as it is; diluted: with null pairs in place of ``share`` of the pairs, see
-            :mod:`recbole_guider.amsc.dilution`.
+        counted: pi0 as it is; noisier: with null pairs in place of ``share`` of the pairs, see
+            :mod:`recbole_guider.amsc.simex`.
     """
     if share <= 0 or counted <= 0:
         return counted
-    middle = share * (1 + counted) + max(diluted - counted, 0.0)
+    middle = share * (1 + counted) + max(noisier - counted, 0.0)
     # share pi^2 - middle pi + share counted = 0, by the form that loses no digits
     return 2 * share * counted / (middle + np.sqrt(max(middle**2 - 4 * share**2 * counted, 0.0)))
 
 
-def cautious_noise_rate(null_ratio: FloatArray) -> float:
+def conservative_noise_rate(null_ratio: FloatArray) -> float:
     """A low quantile of f/f0 over the null pairs, which lies above pi0 where evidence is weak.
 
-    Models learn better from probabilities that doubt a little more than they must (docs/method.md has the numbers).
+    Models learn better from probabilities that are a little more cautious than they must be (docs/method.md has the
+    numbers).
     """
-    return float(np.clip(np.quantile(null_ratio, CAUTIOUS_QUANTILE), 0.0, 1.0)) if len(null_ratio) else 0.0
+    return float(np.clip(np.quantile(null_ratio, CONSERVATIVE_QUANTILE), 0.0, 1.0)) if len(null_ratio) else 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_guider.amsc.draws import Parts
+from recbole_guider.amsc.folds import UserFolds
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
 
 #: Share of each direction's own spread that is added to it, against chance.
@@ -48,7 +48,7 @@ def products(
         yield block, (rest * of_items[candidates.items[block]]).astype(np.float32)
 
 
-def with_a_rest(parts: Parts, profiles: Profiles, candidates: Candidates) -> Iterator[tuple[int, IntArray]]:
+def with_a_rest(parts: UserFolds, profiles: Profiles, candidates: Candidates) -> Iterator[tuple[int, IntArray]]:
     """(part, positions of its candidates), part by part, without candidates of users who have no other item."""
     part = parts(profiles.keys)[candidates.users]
     others = profiles.size[candidates.users] > 1
@@ -66,7 +66,7 @@ class Discriminant:
         weights: for every part float64 [d], learned outside it; None where nothing could be learned.
     """
 
-    parts: Parts
+    parts: UserFolds
     rows: list[NDArray[np.float32]]
     weights: list[FloatArray | None]
 
@@ -89,7 +89,7 @@ class Discriminant:
 
 def learn_discriminant(
     rows_of_part: list[NDArray[np.float32]],
-    parts: Parts,
+    parts: UserFolds,
     profiles: Profiles,
     observed: Candidates,
     null: Candidates,

@@ -1,6 +1,6 @@
 """Learning :class:`~recbole_guider.amsc.factors.Factors` by gradient descent.
 
-A module of its own, since it needs torch: processes that only judge do without.
+A module of its own, since it needs torch: processes that only predict do without.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding, normalize
 
-from recbole_guider.amsc.draws import Parts
 from recbole_guider.amsc.factors import Factors
+from recbole_guider.amsc.folds import UserFolds
 from recbole_guider.amsc.profiles import IntArray, Profiles
 from recbole_guider.utils.threads import one_thread
 
@@ -34,7 +34,7 @@ _INITIAL_SPREAD = 0.1
 
 def learn_factors(
     profiles: Profiles,
-    parts: Parts,
+    parts: UserFolds,
     item_degree: IntArray,
     content: NDArray[np.floating] | None,
     by_item: bool,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_guider.amsc.discriminant import products, with_a_rest
-from recbole_guider.amsc.draws import Parts
+from recbole_guider.amsc.folds import UserFolds
 from recbole_guider.amsc.profiles import Candidates, FloatArray, Profiles
 
 
@@ -27,7 +27,7 @@ class Factors:
             ``target`` have unit length.
     """
 
-    parts: Parts
+    parts: UserFolds
     context: list[NDArray[np.float32]]
     target: list[NDArray[np.float32]]
 

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from recbole_guider.amsc.behaviour import counts_are_affordable
-from recbole_guider.amsc.draws import Parts
+from recbole_guider.amsc.folds import UserFolds
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
 from recbole_guider.amsc.similarity import Modality, mean_scores, nearest_scores
 
@@ -46,7 +46,7 @@ class FoldedEmbeddings:
         rows: one float32 [n_items, d] for each part, of unit length or 0.
     """
 
-    parts: Parts
+    parts: UserFolds
     rows: list[NDArray[np.float32]]
 
     def split(self, profiles: Profiles, candidates: Candidates) -> Iterator[tuple[IntArray, NDArray[np.float32]]]:
@@ -95,7 +95,7 @@ def learn_embeddings(
     Returns:
         name -> :class:`FoldedEmbeddings`, rows of unit length.
     """
-    parts = Parts(int(rng.integers(2**63)), PARTS)
+    parts = UserFolds(int(rng.integers(2**63)), PARTS)
     part = parts(profiles.keys)
     content = None if joined is None else half_whitened(joined)
     rows: dict[str, list[NDArray[np.float32]]] = {"behaviour": []}

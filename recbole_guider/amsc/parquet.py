@@ -4,8 +4,8 @@ Four passes over the log, each in pieces of bounded size:
 
 1. split: rows are dealt to buckets by user, so that a bucket holds whole profiles;
 2. count: profile sizes and item degrees;
-3. sample: the profiles of some users, which the driver learns from (:func:`recbole_guider.amsc.lesson.learn`);
-4. judge: what was learned goes to every machine once, and each bucket is scored and written.
+3. sample: the profiles of some users, which the driver learns from (:func:`recbole_guider.amsc.fit.fit_calibrator`);
+4. calibrator: what was learned goes to every machine once, and each bucket is scored and written.
 
 Everything that is learned follows from sums of integers and from a sample that depends on (seed, user) alone, so the
 result does not depend on files, buckets or machines, and is the one of :func:`recbole_guider.amsc.calibrate`.
@@ -32,9 +32,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from recbole_guider.amsc.draws import Parts
-from recbole_guider.amsc.judge import Judge
-from recbole_guider.amsc.lesson import LogCounts, UserSample, check_modalities, learn, learning_sample
+from recbole_guider.amsc.calibrator import Calibrator
+from recbole_guider.amsc.fit import LogCounts, UserSample, check_modalities, fit_calibrator, learning_sample
+from recbole_guider.amsc.folds import UserFolds
 from recbole_guider.amsc.profiles import Profiles, build_profiles
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import Modality, modality_list
@@ -454,10 +454,10 @@ def _run(
 
     profiles = _joined([part for part in _over(range(n_buckets), sample) if part is not None], pieces.n_items)
     logger.info("sample: %d pairs of %d users to learn from", profiles.n_pairs, profiles.n_users)
-    judge = learn(counts, profiles, modalities, settings, seed).judge
-    logger.info("learn: share of noise %.3f", judge.noise_rate)
+    calibrator = fit_calibrator(counts, profiles, modalities, settings, seed).calibrator
+    logger.info("fit: share of noise %.3f", calibrator.noise_rate)
     del profiles
-    learned = ray.put(judge)
+    learned = ray.put(calibrator)
     folder = str(work / "result")
 
     def decide(bucket: int) -> tuple[int, int]:
@@ -466,8 +466,8 @@ def _run(
     n_true = n_false = 0
     for true, false in _over(range(n_buckets), decide):
         n_true, n_false = n_true + true, n_false + false
-    logger.info("judge: %d interactions are clean, %d are noise", n_true, n_false)
-    return ParquetCalibration(work, judge.noise_rate, judge.weights, n_true, n_false)
+    logger.info("calibrator: %d interactions are clean, %d are noise", n_true, n_false)
+    return ParquetCalibration(work, calibrator.noise_rate, calibrator.weights, n_true, n_false)
 
 
 def _over(pieces: Sequence[Any], function: Callable[[Any], Any]) -> Iterator[Any]:
@@ -524,7 +524,7 @@ def _deal(table: pa.Table, user: str, item: str, compact: bool, n_buckets: int, 
         return {"missing": missing}
     users = table[user].combine_chunks()
     ids = pc.unique(users)
-    part = Parts(_BUCKET_SEED, n_buckets)(_keys(ids))
+    part = UserFolds(_BUCKET_SEED, n_buckets)(_keys(ids))
     bucket = part[pc.index_in(users, value_set=ids).to_numpy(zero_copy_only=False)]
     order = np.argsort(bucket, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=n_buckets))])
@@ -565,18 +565,18 @@ def _joined(parts: list[tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]], 
     return build_profiles(users, items, len(ids), n_items, _keys(ids.take(pa.array(order))))
 
 
-def _write(pieces: _Pieces, bucket: int, judge: Judge, folder: str) -> tuple[int, int]:
-    """Judge the rows of a bucket and write them; (clean rows, other rows)."""
+def _write(pieces: _Pieces, bucket: int, calibrator: Calibrator, folder: str) -> tuple[int, int]:
+    """Calibrator the rows of a bucket and write them; (clean rows, other rows)."""
     table = pieces.table(bucket)
     if not len(table):
         return 0, 0
     profiles, _ = pieces.profiles(table)
-    verdict = judge(profiles)
+    prediction = calibrator(profiles)
     order = np.argsort(profiles.inverse, kind="stable")
     at = profiles.inverse[order]
     table = table.take(pa.array(order))
-    is_clean = verdict.is_clean[at]
-    added = (verdict.probability[at].astype(np.float32), is_clean, verdict.score[at].astype(np.float32))
+    is_clean = prediction.is_clean[at]
+    added = (prediction.probability[at].astype(np.float32), is_clean, prediction.score[at].astype(np.float32))
     for name, values in zip(ADDED, added, strict=True):
         table = table.append_column(name, pa.array(values))
     pq.write_table(table, f"{folder}/part-{bucket:06d}.parquet")

@@ -37,7 +37,7 @@ def _finalise(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class Parts:
+class UserFolds:
     """``count`` parts of about equal size; which part a user lies in follows from its key.
 
     Attributes:

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from recbole_guider.amsc import decision
 from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
-from recbole_guider.amsc.dilution import count_diluted
+from recbole_guider.amsc.calibrator import Calibrator, DensityRatio, judged_pairs
 from recbole_guider.amsc.discriminant import learn_discriminant
-from recbole_guider.amsc.draws import uniform
 from recbole_guider.amsc.evidence import Behaviour, Evidence, adaptive_weights, classifier_columns
-from recbole_guider.amsc.judge import Judge, Rule, judged_pairs
+from recbole_guider.amsc.folds import uniform
 from recbole_guider.amsc.learned import (
     PARTS,
     FoldedEmbeddings,
@@ -30,6 +29,7 @@ from recbole_guider.amsc.learned import (
 )
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, NullPairs, Profiles, draw_null_pairs
 from recbole_guider.amsc.settings import BEHAVIOUR, CalibrationSettings
+from recbole_guider.amsc.simex import simex_count
 from recbole_guider.amsc.similarity import Modality, confidence
 from recbole_guider.utils.errors import GuiderError
 
@@ -104,16 +104,16 @@ class UserSample:
 
 
 def learning_sample(counts: LogCounts, seed: int) -> UserSample:
-    """The users that :func:`learn` has to see."""
+    """The users that :func:`fit_calibrator` has to see."""
     return UserSample.of_size(seed, LEARN_PAIRS, counts.n_pairs)
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What :func:`learn` saw on the way to its judge.
+class CalibratorFit:
+    """What :func:`fit_calibrator` saw on the way to its calibrator.
 
     Attributes:
-        judge: what was learned.
+        calibrator: what was learned.
         sample: the profiles that evidence was compared with null pairs in.
         parts: name -> float64 [n_pairs], the evidence of the pairs of ``sample``.
         nulls: the null pairs, ``pair`` a row of ``sample``.
@@ -121,7 +121,7 @@ class Lesson:
         null_parts: name -> float64 [n_null].
     """
 
-    judge: Judge
+    calibrator: Calibrator
     sample: Profiles
     parts: dict[str, FloatArray]
     nulls: NullPairs
@@ -140,13 +140,13 @@ def check_modalities(modalities: list[Modality], behaviour: bool) -> None:
         raise GuiderError(f"A modality cannot be called {BEHAVIOUR!r}: that is the name of co-occurrence; rename it.")
 
 
-def learn(
+def fit_calibrator(
     counts: LogCounts,
     profiles: Profiles,
     modalities: list[Modality],
     settings: CalibrationSettings,
     seed: int,
-) -> Lesson:
+) -> CalibratorFit:
     """Learn what separates observed from null pairs.
 
     Args:
@@ -161,7 +161,7 @@ def learn(
     """
     check_modalities(modalities, settings.behaviour)
     # One generator for each purpose: an option that draws more does not change the others.
-    anchor_rng, null_rng, learned_rng, decision_rng, factors_rng, dilution_rng = (
+    anchor_rng, null_rng, learned_rng, decision_rng, factors_rng, simex_rng = (
         np.random.default_rng([seed, k]) for k in range(6)
     )
     n_items = profiles.n_items
@@ -214,14 +214,14 @@ def learn(
     if settings.weights == "adaptive":
         weights = adaptive_weights({name: part[judged] for name, part in parts.items()}, null_parts)
     if settings.learned and joined is not None:
-        user_parts, by_part = learned["content"].parts, learned["content"].rows
+        user_folds, by_fold = learned["content"].parts, learned["content"].rows
         middle = centred(joined, counts.item_degree.astype(np.float64)).astype(np.float32)
-        for name, rows in {"directions": [middle] * PARTS, "content_directions": by_part}.items():
+        for name, rows in {"directions": [middle] * PARTS, "content_directions": by_fold}.items():
             evidence.fitted[f"learned.{name}"] = learn_discriminant(
-                rows, user_parts, sample, observed, null, learned_rng
+                rows, user_folds, sample, observed, null, learned_rng
             )
     if settings.learned and (settings.behaviour or joined is not None):
-        # imported here: it loads torch, which the many processes that only judge do without
+        # imported here: it loads torch, which the many processes that only predict do without
         from recbole_guider.amsc.factor_training import learn_factors
 
         evidence.fitted["learned.factors"] = learn_factors(
@@ -247,35 +247,36 @@ def learn(
             logger.warning(
                 "AMSC finds nothing that tells items apart in %s: all interactions count as clean.", ", ".join(weights)
             )
-        judge = Judge(evidence, settings, weights, counts.item_degree, None, 0.0, 0.0)
-        return Lesson(judge, sample, parts, nulls, null_score, null_parts)
+        calibrator = Calibrator(evidence, settings, weights, counts.item_degree, None, 0.0, 0.0)
+        return CalibratorFit(calibrator, sample, parts, nulls, null_score, null_parts)
     found = _decide(
         sample, judged, nulls, (score, parts), (null_score, null_parts), counts.item_degree, settings, decision_rng
     )
-    judge = Judge(
-        evidence, settings, weights, counts.item_degree, found.rule, found.noise_rate, found.doubt, found.by_popularity
+    calibrator = Calibrator(
+        evidence, settings, weights, counts.item_degree, found.density_ratio, found.noise_rate, found.conservative_pi0,
+        found.by_popularity,
     )
     if found.counted is not None:
         # exact counts are those of all users
         log, users = (sample, None) if exact is None or sample is profiles else (profiles, sampled.users(profiles.keys))
-        diluted = count_diluted(judge, log, users, nulls, dilution_rng)
-        noise_rate = decision.undiluted_noise_rate(found.counted, diluted.noise_rate, diluted.share)
+        with_more_noise = simex_count(calibrator, log, users, nulls, simex_rng)
+        noise_rate = decision.extrapolated_noise_rate(found.counted, with_more_noise.noise_rate, with_more_noise.share)
         # both are too high where clean pairs look like noise
-        judge = replace(judge, noise_rate=min(noise_rate, found.doubt))
-    return Lesson(judge, sample, parts, nulls, null_score, null_parts)
+        calibrator = replace(calibrator, noise_rate=min(noise_rate, found.conservative_pi0))
+    return CalibratorFit(calibrator, sample, parts, nulls, null_score, null_parts)
 
 
 @dataclass(frozen=True)
 class _Decision:
-    """How scores become probabilities: what :class:`Judge` has of the same names, and the count of noise.
+    """How scores become probabilities: what :class:`Calibrator` has of the same names, and the count of noise.
 
     Attributes:
         counted: among the judged pairs, where ``lfdr`` estimates the share of noise; None elsewhere.
     """
 
-    rule: Rule
+    density_ratio: DensityRatio
     noise_rate: float
-    doubt: float
+    conservative_pi0: float
     counted: float | None = None
     by_popularity: decision.NoiseByPopularity | None = None
 
@@ -305,17 +306,18 @@ def _decide(
         null_columns, _ = classifier_columns(null_score, null_parts, size[nulls.pair], null_degree, settings)
         keys = sample.keys[sample.users]
         null_keys = keys[nulls.pair]
-        rule = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, rng)
+        density_ratio = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, rng)
         grouped = settings.noise_by == "popularity" and not settings.popularity  # which would be evidence already
         if given is not None and not grouped:
-            return _Decision(rule, given, given)
-        ratio, null_ratio = rule.ratio(columns[judged], keys[judged]), rule.ratio(null_columns, null_keys)
+            return _Decision(density_ratio, given, given)
+        ratio = density_ratio.ratio(columns[judged], keys[judged])
+        null_ratio = density_ratio.ratio(null_columns, null_keys)
         by_popularity = None
         if grouped:
             by_popularity = decision.NoiseByPopularity.estimate(ratio, degree[judged] + 1, null_ratio, null_degree + 1)
         if given is not None:
-            return _Decision(rule, given, given, None, by_popularity)
+            return _Decision(density_ratio, given, given, None, by_popularity)
         counted = decision.counted_noise_rate(ratio, null_ratio)
-        return _Decision(rule, 0.0, decision.cautious_noise_rate(null_ratio), counted, by_popularity)
+        return _Decision(density_ratio, 0.0, decision.conservative_noise_rate(null_ratio), counted, by_popularity)
     noise_rate = decision.storey_noise_rate(score[judged], null_score) if given is None else given
     return _Decision(np.sort(score[judged]), noise_rate, noise_rate)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from test_amsc import few_passes, inject, run, world  # noqa: F401
 
-from recbole_guider.amsc import decision, dilution, lesson
+from recbole_guider.amsc import decision, fit, simex
 from recbole_guider.amsc.behaviour import CoOccurrence
-from recbole_guider.amsc.judge import judged_pairs
-from recbole_guider.amsc.lesson import LogCounts, learn
+from recbole_guider.amsc.calibrator import judged_pairs
+from recbole_guider.amsc.fit import LogCounts, fit_calibrator
 from recbole_guider.amsc.profiles import Candidates, build_profiles
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import modality_list
@@ -22,17 +22,17 @@ from recbole_guider.amsc.similarity import modality_list
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_the_formula_finds_the_noise_of_its_model(noise, slope, share):
     counted = noise + (1 - noise) * slope * noise
-    diluted = noise + (1 - noise) * slope * (noise + (1 - noise) * share)
-    assert decision.undiluted_noise_rate(counted, diluted, share) == pytest.approx(noise, abs=1e-12)
+    noisier = noise + (1 - noise) * slope * (noise + (1 - noise) * share)
+    assert decision.extrapolated_noise_rate(counted, noisier, share) == pytest.approx(noise, abs=1e-12)
 
 
 def test_what_looks_like_noise_in_every_profile_stays_and_chance_adds_nothing():
-    assert decision.undiluted_noise_rate(0.3, 0.3, 0.5) == pytest.approx(0.3)
-    assert decision.undiluted_noise_rate(0.3, 0.2, 0.5) == pytest.approx(0.3)
-    assert decision.undiluted_noise_rate(1.0, 1.0, 0.5) == pytest.approx(1.0)
-    assert decision.undiluted_noise_rate(0.3, 0.6, 0.0) == 0.3  # nothing could be replaced
-    assert decision.undiluted_noise_rate(0.0, 0.4, 0.5) == 0.0
-    found = [decision.undiluted_noise_rate(0.3, diluted, 0.5) for diluted in np.linspace(0.3, 1, 20)]
+    assert decision.extrapolated_noise_rate(0.3, 0.3, 0.5) == pytest.approx(0.3)
+    assert decision.extrapolated_noise_rate(0.3, 0.2, 0.5) == pytest.approx(0.3)
+    assert decision.extrapolated_noise_rate(1.0, 1.0, 0.5) == pytest.approx(1.0)
+    assert decision.extrapolated_noise_rate(0.3, 0.6, 0.0) == 0.3  # nothing could be replaced
+    assert decision.extrapolated_noise_rate(0.0, 0.4, 0.5) == 0.0
+    found = [decision.extrapolated_noise_rate(0.3, noisier, 0.5) for noisier in np.linspace(0.3, 1, 20)]
     assert np.all(np.diff(found) < 0) and found[-1] > 0
 
 
@@ -42,13 +42,13 @@ def learned(**settings):
     profiles = build_profiles(users, items, n_users, n_items)
     chosen = CalibrationSettings(**settings)
     counts = LogCounts.of(profiles, chosen)
-    return profiles, learn(counts, profiles, modality_list(features, "all", n_items), chosen, 0)
+    return profiles, fit_calibrator(counts, profiles, modality_list(features, "all", n_items), chosen, 0)
 
 
 @pytest.mark.parametrize("null_items", ["popularity", "uniform"])
 def test_each_pair_gives_way_to_a_null_pair_once_and_profiles_keep_their_size(null_items):
     profiles, found = learned(null_items=null_items)
-    halves = list(dilution._diluted_halves(profiles, found.judge, np.random.default_rng(0)))
+    halves = list(simex._halves_with_more_noise(profiles, found.calibrator, np.random.default_rng(0)))
     stays = np.array([half.contains(profiles.users, profiles.items) for half in halves])
     # a pair whose stand-in has come already stays in both
     assert np.all(stays.any(axis=0)) and np.mean(stays.all(axis=0)) < 0.1
@@ -64,13 +64,13 @@ def test_each_pair_gives_way_to_a_null_pair_once_and_profiles_keep_their_size(nu
 
 def test_co_occurrence_is_that_of_the_diluted_log():
     profiles, found = learned()
-    assert isinstance(found.judge.evidence.behaviour, CoOccurrence)
-    half = next(iter(dilution._diluted_halves(profiles, found.judge, np.random.default_rng(0))))
+    assert isinstance(found.calibrator.evidence.behaviour, CoOccurrence)
+    half = next(iter(simex._halves_with_more_noise(profiles, found.calibrator, np.random.default_rng(0))))
     pairs = np.arange(0, half.n_pairs, 37)
     observed = Candidates(half.users[pairs], half.items[pairs], half.items[pairs])
-    got = found.judge.evidence.of_log(half).parts(half, observed)["behaviour"]
+    got = found.calibrator.evidence.of_log(half).parts(half, observed)["behaviour"]
     baskets = {u: set(half.items[half.users == u].tolist()) for u in range(half.n_users)}
-    c = found.judge.evidence.agreement
+    c = found.calibrator.evidence.agreement
     for user, item, value in zip(observed.users, observed.items, got, strict=True):
         others = [p for u, p in baskets.items() if u != user]
         similarities = []
@@ -82,7 +82,7 @@ def test_co_occurrence_is_that_of_the_diluted_log():
 
 def test_the_count_is_that_of_every_pair_against_its_diluted_profile(monkeypatch):
     profiles, found = learned()
-    judge = found.judge
+    calibrator = found.calibrator
     seen = []
 
     def counting(ratio, null_ratio):
@@ -90,18 +90,18 @@ def test_the_count_is_that_of_every_pair_against_its_diluted_profile(monkeypatch
         return 0.25
 
     monkeypatch.setattr(decision, "counted_noise_rate", counting)
-    got = dilution.count_diluted(judge, profiles, None, found.nulls, np.random.default_rng(3))
+    got = simex.simex_count(calibrator, profiles, None, found.nulls, np.random.default_rng(3))
     assert got.noise_rate == 0.25 and 0.45 < got.share < 0.51
     ratio, null_ratio = seen[0]
-    judged = judged_pairs(profiles, judge.settings)
+    judged = judged_pairs(profiles, calibrator.settings)
     assert judged.sum() <= len(ratio) < 1.1 * judged.sum()
     assert 0.95 * len(found.nulls.items) < len(null_ratio) < 1.1 * len(found.nulls.items)
     # noise in the profiles blurs what clean pairs look like
     observed = Candidates(profiles.users[judged], profiles.items[judged], profiles.items[judged])
-    assert np.median(ratio) < np.median(judge.ratio(profiles, observed))
+    assert np.median(ratio) < np.median(calibrator.ratio(profiles, observed))
     # the users that are judged may be some of those whose co-occurrence is counted
-    every = dilution.count_diluted(
-        judge, profiles, np.arange(profiles.n_users), found.nulls, np.random.default_rng(3)
+    every = simex.simex_count(
+        calibrator, profiles, np.arange(profiles.n_users), found.nulls, np.random.default_rng(3)
     )
     assert every == got
     np.testing.assert_array_equal(seen[0][0], seen[1][0])
@@ -109,25 +109,25 @@ def test_the_count_is_that_of_every_pair_against_its_diluted_profile(monkeypatch
 
 def test_judging_candidates_gives_the_ratios_that_probabilities_come_from():
     profiles, found = learned()
-    judge, every = found.judge, np.arange(profiles.n_pairs)
-    judged = judged_pairs(profiles, judge.settings)
-    ratio = judge.ratio(profiles, Candidates(profiles.users[every], profiles.items[every], profiles.items[every]))
-    probability = judge(profiles).probability
-    expected = decision.local_clean_probability(ratio, judge.doubt)
-    assert judge.by_popularity is not None and len(judge.by_popularity.factor) > 1
-    expected = judge.by_popularity.clean_probability(expected, profiles.item_degree[profiles.items])
+    calibrator, every = found.calibrator, np.arange(profiles.n_pairs)
+    judged = judged_pairs(profiles, calibrator.settings)
+    ratio = calibrator.ratio(profiles, Candidates(profiles.users[every], profiles.items[every], profiles.items[every]))
+    probability = calibrator(profiles).probability
+    expected = decision.local_clean_probability(ratio, calibrator.conservative_pi0)
+    assert calibrator.by_popularity is not None and len(calibrator.by_popularity.factor) > 1
+    expected = calibrator.by_popularity.clean_probability(expected, profiles.item_degree[profiles.items])
     np.testing.assert_array_equal(probability[judged], expected[judged])
 
 
 def test_the_share_is_nearer_to_the_truth_where_content_is_blurred(monkeypatch):
     counted, found, truth = [], [], []
-    original = decision.undiluted_noise_rate
+    original = decision.extrapolated_noise_rate
 
-    def noted(count, diluted, share):
+    def noted(count, noisier, share):
         counted.append(count)
-        return original(count, diluted, share)
+        return original(count, noisier, share)
 
-    monkeypatch.setattr(decision, "undiluted_noise_rate", noted)
+    monkeypatch.setattr(decision, "extrapolated_noise_rate", noted)
     for seed in range(3):
         # nobody strays from a taste: what is injected is all the noise there is
         users, items, features, n_users, n_items = world(2000, 600, seed, sharpness=1.0, sizes=(3, 30))
@@ -141,8 +141,8 @@ def test_the_share_is_nearer_to_the_truth_where_content_is_blurred(monkeypatch):
     assert np.mean(found) == pytest.approx(np.mean(truth), abs=0.03)
 
 
-def test_a_given_rate_and_other_decisions_dilute_nothing(monkeypatch):
-    monkeypatch.setattr(lesson, "count_diluted", None)
+def test_a_given_rate_and_other_decisions_extrapolate_nothing(monkeypatch):
+    monkeypatch.setattr(fit, "simex_count", None)
     users, items, features, n_users, n_items = world()
     for settings in ({"noise_rate": 0.2}, {"decision": "quantile"}):
         run(users, items, features, n_users, n_items, **settings)
@@ -153,14 +153,14 @@ def test_where_some_users_are_judged_and_all_are_counted(monkeypatch):
     users, items, _ = inject(users, items, n_users, n_items, 0.3, 0)
     whole = run(users, items, features, n_users, n_items).noise_rate
     seen = []
-    original = lesson.count_diluted
+    original = fit.simex_count
 
-    def noted(judge, profiles, chosen, *more):
+    def noted(calibrator, profiles, chosen, *more):
         seen.append((profiles.n_users, chosen))
-        return original(judge, profiles, chosen, *more)
+        return original(calibrator, profiles, chosen, *more)
 
-    monkeypatch.setattr(lesson, "count_diluted", noted)
-    monkeypatch.setattr(lesson, "SAMPLE", 12_000)  # null pairs included: about half of the users
+    monkeypatch.setattr(fit, "simex_count", noted)
+    monkeypatch.setattr(fit, "SAMPLE", 12_000)  # null pairs included: about half of the users
     assert run(users, items, features, n_users, n_items).noise_rate == pytest.approx(whole, abs=0.08)
     (counted, chosen), = seen
     assert counted == n_users and 0.3 * n_users < len(chosen) < 0.7 * n_users

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_guider.amsc import decision
-from recbole_guider.amsc.judge import Judge, judged_pairs
+from recbole_guider.amsc.calibrator import Calibrator, judged_pairs
 from recbole_guider.amsc.profiles import Candidates, NullPairs, Profiles, build_profiles, draw_null_pairs
 
 
 @dataclass(frozen=True)
-class DilutedCount:
+class SimexCount:
     """What is counted where null pairs take the place of some pairs.
 
     Attributes:
@@ -32,40 +32,41 @@ class DilutedCount:
     share: float
 
 
-def count_diluted(
-    judge: Judge, profiles: Profiles, users: NDArray[np.int64] | None, nulls: NullPairs, rng: np.random.Generator
-) -> DilutedCount:
+def simex_count(
+    calibrator: Calibrator, profiles: Profiles, users: NDArray[np.int64] | None, nulls: NullPairs,
+    rng: np.random.Generator,
+) -> SimexCount:
     """Count noise with half of the pairs replaced by null pairs, then with the other half, each pair judged once.
 
     What has been learned stays as it is; exact co-occurrence is counted anew.
 
     Args:
-        judge: with f/f0 as its rule.
+        calibrator: with f/f0 as its density_ratio.
         profiles: the log that co-occurrence is counted in, or the profiles of ``users`` alone where it is not.
         users: int64, positions in ``profiles`` of the users that are judged; None: all.
         nulls: of the judged users, ``pair`` a row of their profiles.
         rng: chooses the halves and what takes the place of their pairs.
     """
     sample = profiles if users is None else profiles.of_users(users)
-    judged, pair_users = judged_pairs(sample, judge.settings), sample.users[nulls.pair]
+    judged, pair_users = judged_pairs(sample, calibrator.settings), sample.users[nulls.pair]
     ratios, null_ratios, staying = [], [], []
-    for whole in _diluted_halves(profiles, judge, rng):
-        diluted = whole if users is None else whole.of_users(users)
-        judge_of_half = replace(judge, evidence=judge.evidence.of_log(whole))
-        stays = diluted.contains(sample.users, sample.items)
+    for whole in _halves_with_more_noise(profiles, calibrator, rng):
+        noisier = whole if users is None else whole.of_users(users)
+        calibrator_of_half = replace(calibrator, evidence=calibrator.evidence.of_log(whole))
+        stays = noisier.contains(sample.users, sample.items)
         staying.append(stays.mean())
         kept = np.flatnonzero(stays & judged)
         observed = Candidates(sample.users[kept], sample.items[kept], sample.items[kept])
-        ratios.append(judge_of_half.ratio(diluted, observed))
+        ratios.append(calibrator_of_half.ratio(noisier, observed))
         # a null pair of the half that stays may have become an observed one
-        usable = np.flatnonzero(stays[nulls.pair] & ~diluted.contains(pair_users, nulls.items))
+        usable = np.flatnonzero(stays[nulls.pair] & ~noisier.contains(pair_users, nulls.items))
         null = Candidates(pair_users[usable], nulls.items[usable], sample.items[nulls.pair[usable]])
-        null_ratios.append(judge_of_half.ratio(diluted, null))
+        null_ratios.append(calibrator_of_half.ratio(noisier, null))
     rate = decision.counted_noise_rate(np.concatenate(ratios), np.concatenate(null_ratios))
-    return DilutedCount(rate, 1.0 - float(np.mean(staying)))
+    return SimexCount(rate, 1.0 - float(np.mean(staying)))
 
 
-def _diluted_halves(profiles: Profiles, judge: Judge, rng: np.random.Generator) -> Iterator[Profiles]:
+def _halves_with_more_noise(profiles: Profiles, calibrator: Calibrator, rng: np.random.Generator) -> Iterator[Profiles]:
     """The profiles with null pairs in place of one half of the pairs, then of the other; their sizes stay.
 
     A pair stays where its user has every item, or where its stand-in has come into the profile already.
@@ -73,9 +74,9 @@ def _diluted_halves(profiles: Profiles, judge: Judge, rng: np.random.Generator) 
     drawn = draw_null_pairs(
         profiles,
         np.arange(profiles.n_pairs),
-        by_popularity=judge.settings.null_items == "popularity",
+        by_popularity=calibrator.settings.null_items == "popularity",
         rng=rng,
-        item_degree=judge.item_degree,
+        item_degree=calibrator.item_degree,
     )
     stand_in = profiles.items.copy()
     stand_in[drawn.pair] = drawn.items

@@ -13,8 +13,8 @@ from recbole_guider.amsc.evidence import Evidence, classifier_columns
 from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
 from recbole_guider.amsc.settings import CalibrationSettings
 
-#: What :attr:`Judge.rule` may be.
-Rule = decision.CrossFitted | FloatArray | None
+#: What :attr:`Calibrator.rule` may be.
+DensityRatio = decision.CrossFitted | FloatArray | None
 
 
 def judged_pairs(profiles: Profiles, settings: CalibrationSettings) -> NDArray[np.bool_]:
@@ -23,7 +23,7 @@ def judged_pairs(profiles: Profiles, settings: CalibrationSettings) -> NDArray[n
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Prediction:
     """What AMSC says about the distinct pairs of some profiles.
 
     Attributes:
@@ -39,7 +39,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Calibrator:
     """Everything that is learned from a log; judges the pairs of any users, block by block.
 
     Attributes:
@@ -47,10 +47,11 @@ class Judge:
         settings: ``guider.calibration``.
         weights: name -> alpha.
         item_degree: int64 [n_items], the number of users of each item.
-        rule: f/f0 for ``lfdr``, the scores that ranks are taken in for ``quantile``; None where all pairs look alike
-            and nobody says how many of them are noise.
+        density_ratio: f/f0 for ``lfdr``, the scores that ranks are taken in for ``quantile``; None where all pairs look
+            alike and nobody says how many of them are noise.
         noise_rate: pi0, estimated or as given.
-        doubt: the pi0 that probabilities are computed with, ``noise_rate`` or, where ``lfdr`` estimates it, more.
+        conservative_pi0: the pi0 that probabilities are computed with, ``noise_rate`` or, where ``lfdr`` estimates it,
+            more.
         by_popularity: how the odds of noise differ with the popularity of items; None: not at all.
     """
 
@@ -58,9 +59,9 @@ class Judge:
     settings: CalibrationSettings
     weights: dict[str, float]
     item_degree: IntArray
-    rule: Rule
+    density_ratio: DensityRatio
     noise_rate: float
-    doubt: float
+    conservative_pi0: float
     by_popularity: decision.NoiseByPopularity | None = None
 
     def ratio(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
@@ -72,8 +73,8 @@ class Judge:
         score, parts = self._compared(profiles, candidates)
         return self._ratio(profiles, candidates, score, parts)
 
-    def __call__(self, profiles: Profiles, known: Mapping[str, FloatArray] | None = None) -> Verdict:
-        """The verdict on all pairs of ``profiles``, which holds each of its users' whole profile.
+    def __call__(self, profiles: Profiles, known: Mapping[str, FloatArray] | None = None) -> Prediction:
+        """The prediction on all pairs of ``profiles``, which holds each of its users' whole profile.
 
         Args:
             known: the evidence of those pairs, where it has been computed already.
@@ -81,18 +82,20 @@ class Judge:
         observed = Candidates(profiles.users, profiles.items, profiles.items)
         score, parts = self._compared(profiles, observed, known)
         judged = np.flatnonzero(judged_pairs(profiles, self.settings))
-        probability = np.full(profiles.n_pairs, 1.0 - self.doubt)
-        if isinstance(self.rule, decision.CrossFitted):
+        probability = np.full(profiles.n_pairs, 1.0 - self.conservative_pi0)
+        if isinstance(self.density_ratio, decision.CrossFitted):
             of_judged = {name: part[judged] for name, part in parts.items()}
             ratio = self._ratio(profiles, observed.take(judged), score[judged], of_judged)
-            likely = decision.local_clean_probability(ratio, self.doubt)
+            likely = decision.local_clean_probability(ratio, self.conservative_pi0)
             if self.by_popularity is not None:
                 likely = self.by_popularity.clean_probability(likely, self.item_degree[profiles.items[judged]])
             probability[judged] = likely
-        elif self.rule is not None:
-            probability[judged] = decision.quantile_probability(score[judged], self.rule, self.doubt)
+        elif self.density_ratio is not None:
+            probability[judged] = decision.quantile_probability(
+                score[judged], self.density_ratio, self.conservative_pi0
+            )
         is_clean = decision.is_clean(probability, profiles.users, profiles.n_users)
-        return Verdict(score, probability, is_clean, parts)
+        return Prediction(score, probability, is_clean, parts)
 
     def _compared(
         self, profiles: Profiles, candidates: Candidates, known: Mapping[str, FloatArray] | None = None
@@ -106,7 +109,7 @@ class Judge:
     def _ratio(
         self, profiles: Profiles, candidates: Candidates, score: FloatArray, parts: Mapping[str, FloatArray]
     ) -> FloatArray:
-        assert isinstance(self.rule, decision.CrossFitted)
+        assert isinstance(self.density_ratio, decision.CrossFitted)
         degree = self.item_degree[candidates.items] - (candidates.items == candidates.left_out)
         rows, _ = classifier_columns(score, parts, profiles.size[candidates.users], degree, self.settings)
-        return self.rule.ratio(rows, profiles.keys[candidates.users])
+        return self.density_ratio.ratio(rows, profiles.keys[candidates.users])
