@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,8 +11,10 @@ from backbones import assert_padding_has_no_influence, built, losses_of_training
 from reference import reference
 from torch.nn.functional import cosine_similarity
 
-from recbole_guider.models.selfcf import AUGMENTATIONS
+from recbole_guider.models.selfcf import SelfCFParameters
 from recbole_guider.utils.errors import GuiderError
+
+AUGMENTATIONS = get_args(SelfCFParameters.model_fields["augmentation"].annotation)
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
