@@ -16,6 +16,7 @@ __all__ = [
     "list_models",
     "load_data_and_model",
     "objective_function",
+    "register_denoising",
     "register_model",
     "run_recbole_guider",
 ]
@@ -30,6 +31,7 @@ _HOMES = {
     "list_models": "recbole_guider.config.registry",
     "load_data_and_model": "recbole_guider.quick_start",
     "objective_function": "recbole_guider.quick_start",
+    "register_denoising": "recbole_guider.denoising.methods",
     "register_model": "recbole_guider.config.registry",
     "run_recbole_guider": "recbole_guider.quick_start",
 }

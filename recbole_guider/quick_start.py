@@ -313,6 +313,8 @@ def _closing_table(config: GuiderConfig, result: Mapping[str, Any], training: fl
         floatfmt=".4f",
     )
     lines = ["", f"{config['model']} on {config['dataset']}", "", metrics, ""]
+    if config.denoising_settings is not None:
+        lines.append(f"denoising:   {config.denoising_settings.method}, loss form {config.denoising_settings.form}")
     found = result["calibration"]
     if found:
         lines.append(

@@ -24,7 +24,7 @@ from resuming import assert_resumes
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.config.registry import get_model_class, list_models
 from recbole_guider.config.trainers import trainer_class
-from recbole_guider.denoising.settings import SETTINGS
+from recbole_guider.denoising.methods import METHODS as ALL_METHODS
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.losses.distillation import ot_distillation_loss
 from recbole_guider.quick_start import _prepare, load_data_and_model, run_recbole_guider
@@ -34,7 +34,7 @@ OURS = [
     for info in list_models()
     if info.kind != "traditional" and get_model_class(info.name).__module__.startswith("recbole_guider.")
 ]
-METHODS = [name for name in SETTINGS if name != "none"]
+METHODS = [name for name in ALL_METHODS if name != "none"]
 
 
 def guider(**block: Any) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_property_files_have_the_declared_defaults() -> None:
     for name in MODELS:
         declared = backbone_class(name).settings_class()
         assert read_yaml(properties_dir() / "model" / f"{name}.yaml") == declared.model_dump(), name
-    assert read_yaml(properties_dir() / "overall.yaml") == OverallSettings().model_dump()
+    assert read_yaml(properties_dir() / "overall.yaml") == OverallSettings().model_dump(by_alias=True)
     assert read_yaml(properties_dir() / "guider.yaml")["guider"] == GuiderSettings().model_dump()
 
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,9 @@ from recbole_guider.config.merging import merge
 from recbole_guider.config.registry import PREFIX
 from recbole_guider.config.validation import check_valid_metric, measured
 from recbole_guider.data.settings import AMOUNTS
-from recbole_guider.denoising.settings import SETTINGS
+from recbole_guider.denoising.methods import METHODS
 from recbole_guider.utils.errors import GuiderError, did_you_mean
+from recbole_guider.utils.extensions import import_extensions
 from recbole_guider.utils.paths import user_path
 from recbole_guider.utils.settings import Settings, validated
 from recbole_guider.utils.yaml_files import read_yaml
@@ -35,7 +36,7 @@ _DIMENSIONS = ("dataset", "model", "method", "noise", "seed")
 _PLACES = {
     "data_path", "checkpoint_dir", "dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders",
     "device", "use_gpu", "gpu_id", "backend", "local_rank", "single_spec", "worker", "eval_memory_mb", "show_progress",
-    "state", "log_wandb", "wandb_project",
+    "state", "log_wandb", "wandb_project", "import",
 }
 
 
@@ -121,12 +122,14 @@ class Spec:
     cells: tuple[Cell, ...]
 
 
-def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
+def read_spec(file: str | Path, data: str | Path | None = None, imports: Sequence[str] = ()) -> Spec:
     """Read a spec and check every run's settings.
 
     Args:
         file: a YAML file; ``benchmarks/specs`` has examples, docs/benchmark.md explains them.
         data: a folder of ``<dataset>.yaml``, used for data sets whose spec names no files.
+        imports: Python files or modules that register models and methods, beside those that the spec names as
+            ``import``.
 
     Raises:
         GuiderError: a key that does not exist, a file that is missing, or a setting that a run would refuse.
@@ -134,6 +137,7 @@ def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
     # a key with nothing behind it is one that is not there
     content = {key: value for key, value in read_yaml(file).items() if value is not None}
     here = Path(file).resolve().parent
+    extensions = [*import_extensions(content.pop("import", None), here), *import_extensions(list(imports), Path.cwd())]
     for key in ("datasets", "models"):
         if not content.get(key):
             raise GuiderError(f"{file} names no {key}: give a list or a block of them.")
@@ -148,6 +152,8 @@ def read_spec(file: str | Path, data: str | Path | None = None) -> Spec:
     content["skip"] = _rules(content)
     # labels are names, also where YAML reads a number
     content["baseline"] = str(content.get("baseline", next(iter(content["methods"]))))
+    if extensions:  # the processes of the runs import them, too
+        content["settings"] = {**(content.get("settings") or {}), "import": extensions}
     settings = validated(BenchmarkSettings, content, "spec")
     _refuse_dimensions(settings)
     if settings.baseline not in settings.methods:
@@ -288,7 +294,7 @@ def _methods(value: Any) -> dict[str, Any]:
     if not isinstance(value, list):
         return _labelled({"methods": value}, "methods")
     known: dict[str, dict[str, Any]] = {"plain": {"guider": False}, "guider": {"guider": True}}
-    known |= {name: {"denoising": name} for name in SETTINGS if name != "none"}
+    known |= {name: {"denoising": name} for name in METHODS if name != "none"}
     for name in value:
         if not isinstance(name, str) or name not in known:
             raise GuiderError(

@@ -83,6 +83,18 @@ def _add_name(parser: argparse.ArgumentParser, option: str, what: str, default: 
     )
 
 
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import", action="append", dest="imports", metavar="FILE",
+        help="a Python file, or a module, that registers models or denoising methods of your own; may be given again",
+    )
+
+
+def _import_setting(named: list[str] | None) -> list[str]:
+    """``--import`` as the setting that it stands for."""
+    return [] if named is None else [f"--import={named}"]
+
+
 def _require_values(settings: Sequence[str]) -> None:
     """Refuse what is not of the form --key=value: RecBole would leave it out of the run, and only warn."""
     for argument in settings:
@@ -117,6 +129,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_name(parser, "model", "model", DEFAULT_MODEL)
     _add_name(parser, "dataset", "data set", DEFAULT_DATASET)
     parser.add_argument("--config_files", action="append", help=_FILES_HELP)
+    _add_import(parser)
     parser.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
     parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines (default: nproc)")
     parser.add_argument("--ip", default="localhost", help="the machine of process 0, for several machines")
@@ -134,7 +147,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> None:
         arguments.model,
         arguments.dataset,
         split_files(arguments.config_files) or None,
-        rest,
+        [*_import_setting(arguments.imports), *rest],
         Processes(arguments.nproc, arguments.world_size, arguments.ip, arguments.port, arguments.group_offset),
     )
 
@@ -146,6 +159,7 @@ def _add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     _add_name(parser, "model", "model", DEFAULT_MODEL)
     _add_name(parser, "dataset", "data set", DEFAULT_DATASET)
     parser.add_argument("--config_files", action="append", help=_FILES_HELP)
+    _add_import(parser)
     parser.add_argument("--epochs", type=int, help="epochs of a full training (default: the model's setting)")
     parser.add_argument("--out", required=True, help="the folder to write the sweep into")
     search = parser.add_argument_group("what is searched, and how")
@@ -172,12 +186,14 @@ def _tune(arguments: argparse.Namespace, rest: list[str]) -> None:
 
     given = dict(vars(arguments))
     del given["command"]
-    files, epochs = given.pop("config_files"), given.pop("epochs")
+    files, epochs, imports = given.pop("config_files"), given.pop("epochs"), given.pop("imports")
     try:
         result = tune_guider(
             **given,
             config_file_list=split_files(files) or None,
-            command_line=[*([] if epochs is None else [f"--epochs={epochs}"]), *rest],
+            command_line=[
+                *_import_setting(imports), *([] if epochs is None else [f"--epochs={epochs}"]), *rest
+            ],
         )
     except KeyboardInterrupt:
         print(f"go on with it:  recbole-guider tune --out={shlex.quote(arguments.out)} --resume", file=sys.stderr)
@@ -254,6 +270,7 @@ def _add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="folder of the results (default: <spec>-results)")
     parser.add_argument("--workers", type=int, default=1,
                         help="runs at a time, each a process with one thread; 0: in this process (default: 1)")
+    _add_import(parser)
     parser.add_argument("--report-only", action="store_true", help="run nothing; report what is finished")
 
 
@@ -264,7 +281,7 @@ def _benchmark(arguments: argparse.Namespace, rest: list[str]) -> None:
     from recbole_guider.benchmark.runner import RESULTS, run_benchmark, write_results
     from recbole_guider.benchmark.spec import read_spec
 
-    spec = read_spec(arguments.spec, arguments.data)
+    spec = read_spec(arguments.spec, arguments.data, arguments.imports or ())
     folder = Path(arguments.out or f"{Path(arguments.spec).stem}-results")
     failures = []
     if arguments.report_only:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,11 +33,13 @@ from recbole_guider.config.validation import (
     unknown_keys,
 )
 from recbole_guider.data.settings import AMOUNTS
+from recbole_guider.denoising.methods import denoising_settings
 from recbole_guider.denoising.settings import DenoisingSettings
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.training.settings import MirrorGradientSettings
 from recbole_guider.utils import compat, distributed
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.extensions import import_extensions
 from recbole_guider.utils.recbole_errors import recboles_errors, warn_once
 from recbole_guider.utils.resources import dataset_configs_dir, properties_dir
 from recbole_guider.utils.yaml_files import YamlLoader, read_yaml, to_plain
@@ -106,12 +109,14 @@ class GuiderConfig(Config):
         self._command_line = command_line
         self._stored = _stored
         self._sources: list[Mapping[str, Any]] = []
+        #: what ``import`` names, in all sources that a user wrote; a stored configuration is none
+        self._imports: list[str] = []
         if isinstance(config_file_list, (str, os.PathLike)):
             config_file_list = [config_file_list]
         super().__init__(model, dataset, config_file_list, config_dict)
         if self._unknown and distributed.is_main():
             warn_once(f"settings that nothing reads: {', '.join(self._unknown)}")
-        del self._command_line, self._stored, self._sources, self._unknown
+        del self._command_line, self._stored, self._sources, self._imports, self._unknown
         #: what the run trains: the model itself, or what GUIDER or a denoising method puts around it
         self.model_class = self._trained_class()
 
@@ -149,7 +154,7 @@ class GuiderConfig(Config):
         self.parameters = {category: list(keys) for category, keys in self.parameters.items()}
         self.parameters["Guider"] = [
             *("backbone", "guider", "denoising", "modalities", "eval_mask", "noise", "mirror_gradient"),
-            *("eval_memory_mb", "device", "backend"),
+            *("eval_memory_mb", "device", "backend", "import"),
         ]
 
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
@@ -161,6 +166,7 @@ class GuiderConfig(Config):
         loaded: dict[str, Any] = {}
         for file in file_list or []:
             content = read_yaml(file)
+            self._imports += import_extensions(content.get("import"), Path(file).resolve().parent)
             self._sources.append(content)
             loaded = merge(loaded, content)
         return loaded
@@ -170,6 +176,7 @@ class GuiderConfig(Config):
         converted = super()._load_variable_config_dict(
             copy.deepcopy(dict(config_dict)) if config_dict else None
         )
+        self._imports += import_extensions(converted.get("import"), Path.cwd())
         self._sources.append(converted)
         return merge({}, converted)
 
@@ -184,6 +191,7 @@ class GuiderConfig(Config):
         if arguments is None:
             arguments = [] if "ipykernel_launcher" in sys.argv[0] else sys.argv[1:]
         converted = self._convert_config_dict(split_arguments(arguments))
+        self._imports += import_extensions(converted.get("import"), Path.cwd())
         self._sources.append(converted)
         return merge({}, converted)
 
@@ -218,7 +226,7 @@ class GuiderConfig(Config):
         self._backbone_class = backbone
         name, _, dataset_name = super()._get_model_and_dataset(backbone, dataset)
         self._backbone_name = name
-        self.denoising_settings = DenoisingSettings.from_block(self.external_config_dict.get("denoising"))
+        self.denoising_settings = denoising_settings(self.external_config_dict.get("denoising"))
         if self.denoising_settings is not None:
             if self._guider_on:
                 raise GuiderError(
@@ -257,6 +265,7 @@ class GuiderConfig(Config):
                 if block is not None and block is not False
             }
         final["backbone"] = self._backbone_name
+        final["import"] = list(dict.fromkeys(self._imports)) or None
         given = {**self.variable_config_dict, **self.cmd_config_dict}
         # before values: a slip in the name of a block leaves it out
         self._unknown = unknown_keys(
@@ -547,9 +556,11 @@ def is_our_run(
     found = _asked_of_us(model, config_file_list, config_dict)
     if _is_on(found.get("guider")) or _is_on(found.get("mirror_gradient")) or changes_data(found):
         return True
+    if found.get("import"):
+        return True
     denoising = found.get("denoising")
     try:
-        denoised = DenoisingSettings.from_block(denoising) is not None
+        denoised = denoising_settings(denoising) is not None
     except GuiderError:
         # the run says what is wrong with it, unless it is a parameter of somebody's model
         denoised = isinstance(denoising, (str, Mapping))
@@ -569,7 +580,7 @@ def check_known_by_name(
         GuiderError: a denoising method is on, or mirror gradient for a model of RecBole's own; or the method is wrong.
     """
     found = _asked_of_us(model, config_file_list, config_dict)
-    denoising = DenoisingSettings.from_block(found.get("denoising"))
+    denoising = denoising_settings(found.get("denoising"))
     hint = "the name of a model: train with run_recbole or run_recbole_guider, or load_data_and_model a trained one."
     if denoising is not None:
         raise GuiderError(f"denoising is {denoising.method}, which does not follow from {hint}")
@@ -596,7 +607,7 @@ def _asked_of_us(
     config_dict: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The model's name, or "", and the blocks of all sources; no block where a source cannot be read."""
-    keys = ("model", "guider", "denoising", "mirror_gradient", "noise", "eval_mask")
+    keys = ("model", "guider", "denoising", "mirror_gradient", "noise", "eval_mask", "import")
     found: dict[str, Any] = {}
     try:
         for file in config_file_list or []:

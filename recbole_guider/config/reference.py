@@ -23,7 +23,8 @@ from recbole_guider.config.registry import MODELS, backbone_class
 from recbole_guider.config.settings import OverallSettings
 from recbole_guider.config.validation import parameters_of
 from recbole_guider.data.settings import NoiseSettings
-from recbole_guider.denoising.settings import SETTINGS, DenoisingSettings
+from recbole_guider.denoising.methods import METHODS
+from recbole_guider.denoising.settings import DenoisingSettings
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.training.settings import MirrorGradientSettings
 from recbole_guider.utils.resources import properties_dir
@@ -74,8 +75,8 @@ def _guider() -> str:
 def _denoising() -> str:
     common = "".join(f"# {line}\n" for line in _lines(DenoisingSettings, 2).splitlines())
     methods = ""
-    for name, schema in SETTINGS.items():
-        own = _own(schema)
+    for name, method in METHODS.items():
+        schema, own = method.settings_class, _own(method.settings_class)
         methods += f"\n# {_title(schema)}\n{name}:{'' if own else ' {}'}\n{_lines(schema, 2, own)}"
     return (
         "# Denoising methods to compare GUIDER with: `denoising: <name>`, or a block with its parameters,\n"
@@ -103,7 +104,7 @@ def _lines(schema: type[Settings], indent: int = 0, names: list[str] | None = No
         if inner is not None:
             text += f"\n{' ' * indent}{name}:  # {_title(inner)}\n{_lines(inner, indent + 2)}\n"
         elif not field.is_required():
-            text += _line(f"{' ' * indent}{name}: {_value(field)}", _comment(field))
+            text += _line(f"{' ' * indent}{field.alias or name}: {_value(field)}", _comment(field))
     return text
 
 
@@ -162,9 +163,9 @@ def _page() -> str:
         "Keys of every method, then those of single ones; [denoising.md](denoising.md) says what the methods do.\n",
         *_table(DenoisingSettings, "denoising."),
     ]
-    for name, schema in SETTINGS.items():
-        if _own(schema):
-            parts += [f"\n`denoising: {name}`\n", *_table(schema, "denoising.", _own(schema))]
+    for name, method in METHODS.items():
+        if own := _own(method.settings_class):
+            parts += [f"\n`denoising: {name}`\n", *_table(method.settings_class, "denoising.", own)]
     parts.append("\n## Models\n")
     for name in MODELS:
         parts += [f"\n### {name}\n", *_table(_parameters(name))]
@@ -186,7 +187,7 @@ def _rows(schema: type[Settings], prefix: str, names: list[str] | None) -> Itera
             yield from _rows(inner, f"{prefix}{name}.", None)
         elif not field.is_required():
             value = "null" if _value(field) == "~" else _value(field)
-            cells = (f"`{prefix}{name}`", f"`{value}`", allowed_values(field), _sentence(field))
+            cells = (f"`{prefix}{field.alias or name}`", f"`{value}`", allowed_values(field), _sentence(field))
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -38,6 +38,12 @@ class OverallSettings(Settings):
     noise: _Block | None = Field(
         default=None, description="done to training data, for experiments: {interactions: 0.2, ..}"
     )
+    import_: Annotated[str | list[str] | None, AllowedValues("a name, a list of names or null")] = Field(
+        default=None,
+        alias="import",
+        description="Python files (from the folder of the file that names them), or modules, that register models and "
+        "denoising methods of your own",
+    )
     mirror_gradient: Annotated[bool | _Block | None, AllowedValues("null, true or a block of keys")] = Field(
         default=None,
         description="every interval-th batch takes two steps, down its loss and less far back up, towards flatter "

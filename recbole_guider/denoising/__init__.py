@@ -1,7 +1,16 @@
-"""Denoising methods to compare GUIDER with, on any backbone that ranks by BPR or binary cross-entropy.
+"""Denoising methods to compare with, one file each, and the model that they are put around."""
 
-``denoising: <name>`` in a configuration selects one. Each file has the method's loss as a pure function and a
-:class:`~recbole_guider.denoising.base.DenoisingMethod` with its state; :mod:`recbole_guider.denoising.model` puts it
-around a backbone. Every formula is written from the paper; where the authors' code does something else, the docstring
-says so.
-"""
+from recbole_guider.denoising.base import Context, DenoisingMethod, Logits, Sample
+from recbole_guider.denoising.methods import METHODS, denoising_settings, register_denoising
+from recbole_guider.denoising.settings import DenoisingSettings
+
+__all__ = [
+    "METHODS",
+    "Context",
+    "DenoisingMethod",
+    "DenoisingSettings",
+    "Logits",
+    "Sample",
+    "denoising_settings",
+    "register_denoising",
+]

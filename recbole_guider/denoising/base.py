@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from recbole_guider.denoising.settings import DenoisingSettings
+from recbole_guider.denoising.settings import DenoisingSettings, NoneSettings
 from recbole_guider.losses.dbpr import soft_negative
 from recbole_guider.models.base import Encoding, SeededGenerators
 from recbole_guider.utils.errors import GuiderError
@@ -184,6 +184,10 @@ class DenoisingMethod(SeededGenerators):
     has them all.
     """
 
+    #: what it is called in ``denoising: <name>``
+    name: str
+    #: the class of its settings, which has its parameters and its own loss form
+    settings_class: type[DenoisingSettings] = DenoisingSettings
     #: whether samples have the backbone's user and item matrices, where it has some; and whether it must have some
     uses_matrices = False
     needs_matrices = False
@@ -215,6 +219,8 @@ class DenoisingMethod(SeededGenerators):
 
 class Plain(DenoisingMethod):
     """No denoising: the mean of ``- log sig(x)``."""
+
+    name, settings_class = "none", NoneSettings
 
     def loss(self, sample: Sample) -> Tensor:
         return sample.logits.row_losses().mean()

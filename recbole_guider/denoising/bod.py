@@ -133,6 +133,7 @@ class BOD(DenoisingMethod):
     the outer loss does not depend on the generator and is left out.
     """
 
+    name, settings_class = "bod", BODSettings
     uses_matrices = needs_matrices = True
 
     def __init__(self, context: Context) -> None:

@@ -171,6 +171,7 @@ class DAMRS(DenoisingMethod):
     authors take all of it). The backbone ranks as it does: views do not enter its scores, as they do in DA-MRS itself.
     """
 
+    name, settings_class = "da-mrs", DAMRSSettings
     uses_matrices = needs_matrices = True
 
     def __init__(self, context: Context) -> None:

@@ -81,6 +81,7 @@ class DCF(DenoisingMethod):
     to twice as many observed ones go.
     """
 
+    name, settings_class = "dcf", DCFSettings
     keeps_count = True
     sums: Tensor
     recorded: Tensor

@@ -93,6 +93,7 @@ class DeCA(DenoisingMethod):
     per-data-set values lie in {0, .5, 1} and {1, .., 1000}. The backbone keeps its own regulariser in place of theirs.
     """
 
+    name, settings_class = "deca", DeCASettings
     keeps_count = True
     step: Tensor
 

@@ -31,5 +31,7 @@ def reweighted_loss(logits: Logits, beta: float) -> Tensor:
 class Reweighted(DenoisingMethod):
     """R-CE (own form bce)."""
 
+    name, settings_class = "r-ce", RCESettings
+
     def loss(self, sample: Sample) -> Tensor:
         return reweighted_loss(sample.logits, cast(RCESettings, self.settings).beta)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from recbole_guider.guider.settings import OwnAs
-from recbole_guider.utils.errors import GuiderError, did_you_mean
-from recbole_guider.utils.settings import NonNegative, Positive, Settings, validated
+from recbole_guider.utils.settings import Count, NonNegative, Positive, Settings, Share
 
 LossForm = Literal["bpr", "bce", "softmax"]
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class DenoisingSettings(Settings):
-    """What every method has; ``properties/denoising.yaml`` shows the same keys and defaults.
-
-    The parameters of a method have its authors' defaults.
-    """
+    """What every method has. The parameters of a method, in a subclass, have its authors' defaults."""
 
     method: str
     loss_form: Literal["own", "bpr", "bce", "softmax"] = Field(
@@ -32,42 +25,13 @@ class DenoisingSettings(Settings):
         default="negative", description="what a user's own items among those negatives count as"
     )
 
+    #: the loss form of the method's authors
+    own_form: ClassVar[LossForm] = "bpr"
+
     @property
     def form(self) -> LossForm:
         """The loss form with ``own`` replaced by the method's own."""
-        return OWN_FORM[self.method] if self.loss_form == "own" else self.loss_form
-
-    @staticmethod
-    def from_block(block: Mapping[str, Any] | str | bool | None) -> DenoisingSettings | None:
-        """The settings that a configuration's ``denoising`` value stands for.
-
-        Args:
-            block: a method's name; a mapping with ``method`` and any part of its parameters; null or false for none.
-                Method ``none`` with a loss form other than ``own`` is the backbone on that loss.
-
-        Returns:
-            The settings, or None for the plain model.
-
-        Raises:
-            GuiderError: an unknown method or key, a value of another type or out of range.
-        """
-        if block is None or block is False:
-            return None
-        block = expanded(block)
-        if not isinstance(block, Mapping):
-            raise GuiderError(f"denoising is {block!r}: give the name of a method ({', '.join(SETTINGS)}) or a block.")
-        if not block:
-            return None
-        method = block.get("method", "none")
-        if method is None:
-            method = "none"
-        known = str(method).lower()
-        if known not in SETTINGS:
-            guess = did_you_mean(known, SETTINGS)
-            raise GuiderError(f"denoising.method is {method!r}, which does not exist{guess} Allowed: "
-                              f"{', '.join(SETTINGS)}.")
-        settings = validated(SETTINGS[known], {**block, "method": known}, "denoising")
-        return None if settings.method == "none" and settings.loss_form == "own" else settings
+        return self.own_form if self.loss_form == "own" else self.loss_form
 
     def to_dict(self) -> dict[str, Any]:
         """All keys with their values as plain Python."""
@@ -92,6 +56,7 @@ class NoneSettings(DenoisingSettings):
 class TCESettings(DenoisingSettings):
     """T-CE; see :mod:`recbole_guider.denoising.truncated`."""
 
+    own_form: ClassVar[LossForm] = "bce"
     method: Literal["t-ce"] = Field(default="t-ce", description="truncated cross-entropy")
     drop_rate: Share = Field(default=0.1, description="the share of the observed interactions that is dropped")
     steps: Count = Field(default=30_000, description="batches over which the share grows from 0")
@@ -108,6 +73,7 @@ class TBPRSettings(DenoisingSettings):
 class RCESettings(DenoisingSettings):
     """R-CE; see :mod:`recbole_guider.denoising.reweighted`."""
 
+    own_form: ClassVar[LossForm] = "bce"
     method: Literal["r-ce"] = Field(default="r-ce", description="reweighted cross-entropy")
     beta: NonNegative = Field(default=0.25, description="the exponent of the weights; 0: no weights")
 
@@ -115,6 +81,7 @@ class RCESettings(DenoisingSettings):
 class DCFSettings(DenoisingSettings):
     """DCF; see :mod:`recbole_guider.denoising.dcf`."""
 
+    own_form: ClassVar[LossForm] = "bce"
     method: Literal["dcf"] = Field(default="dcf", description="double correction framework")
     drop_rate: Share = Field(default=0.2, description="the share of the observed interactions that is taken out")
     steps: Count = Field(default=30_000, description="batches over which the share grows from 0")
@@ -128,6 +95,7 @@ class DCFSettings(DenoisingSettings):
 class DeCASettings(DenoisingSettings):
     """DeCA; see :mod:`recbole_guider.denoising.deca`."""
 
+    own_form: ClassVar[LossForm] = "bce"
     method: Literal["deca"] = Field(default="deca", description="denoising with cross-model agreement")
     alpha: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         default=1.0, description="the weight of KL(auxiliary || backbone) against the other direction"
@@ -169,19 +137,3 @@ class DAMRSSettings(DenoisingSettings):
     contrast_temperature: Positive = Field(default=0.2, description="divides the cosines of the neighbour contrast")
     alignment: NonNegative = Field(default=1.0, description="the weight of the symmetric KL divergence")
     sample: Count = Field(default=512, description="users and items of a batch that both terms are computed on")
-
-
-#: Method -> class of its settings.
-SETTINGS: dict[str, type[DenoisingSettings]] = {
-    get_args(schema.model_fields["method"].annotation)[0]: schema
-    for schema in (
-        *(NoneSettings, TCESettings, RCESettings, TBPRSettings, DCFSettings, DeCASettings, SGDLSettings, BODSettings),
-        DAMRSSettings,
-    )
-}
-
-#: Method -> the loss form of its authors.
-OWN_FORM: dict[str, LossForm] = {
-    "none": "bpr", "t-ce": "bce", "r-ce": "bce", "t-bpr": "bpr", "dcf": "bce", "deca": "bce", "sgdl": "bpr",
-    "bod": "bpr", "da-mrs": "bpr",
-}

@@ -149,6 +149,7 @@ class SGDL(DenoisingMethod):
     One-item users do not enter :func:`clean_share`.
     """
 
+    name, settings_class = "sgdl", SGDLSettings
     uses_matrices = keeps_count = True
     history: Tensor
     position: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from recbole_guider.denoising.base import Context, DenoisingMethod, Logits, Ramp, Sample, pooled_mean
-from recbole_guider.denoising.settings import TCESettings
+from recbole_guider.denoising.settings import DenoisingSettings, TBPRSettings, TCESettings
 
 
 def smallest(losses: Tensor, dropped: float) -> Tensor:
@@ -39,13 +39,15 @@ def truncated_loss(logits: Logits, dropped: float) -> Tensor:
     return pooled_mean([softplus(-logits.positive[kept]), negative])
 
 
-class Truncated(DenoisingMethod):
-    """T-CE (own form bce, ramp 30,000 batches) and T-BPR (own form bpr, 20,000): the loss truncated at a growing share.
+class TCE(DenoisingMethod):
+    """T-CE: the loss truncated at a growing share.
 
     The share dropped is ``drop_rate`` of the *observed* interactions, as the paper has it. The authors' T-CE code drops
     that share of all pairs of the batch, sampled ones included, but takes it from the observed ones.
     """
 
+    name = "t-ce"
+    settings_class: type[DenoisingSettings] = TCESettings
     keeps_count = True
 
     def __init__(self, context: Context) -> None:
@@ -55,3 +57,9 @@ class Truncated(DenoisingMethod):
 
     def loss(self, sample: Sample) -> Tensor:
         return truncated_loss(sample.logits, self.share())
+
+
+class TBPR(TCE):
+    """T-BPR: the same, by default of BPR and with a shorter ramp."""
+
+    name, settings_class = "t-bpr", TBPRSettings

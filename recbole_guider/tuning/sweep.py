@@ -171,6 +171,8 @@ def _common_settings(
         whole = isinstance(value, Mapping) and key not in BLOCKS
         settings.setdefault(key, final.get(key, value) if whole else value)
     settings["data_path"] = final["data_path"]
+    if final["import"] is not None:
+        settings["import"] = final["import"]  # with absolute paths
     for key in ("data_path", "dataset_save_path", "dataloaders_save_path"):
         if isinstance(settings.get(key), str):
             settings[key] = os.path.abspath(settings[key])  # workers run in other folders

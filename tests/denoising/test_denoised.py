@@ -13,9 +13,9 @@ from resuming import assert_resumes_exactly
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
-from recbole_guider.denoising.methods import METHODS
+from recbole_guider.denoising.methods import METHODS, denoising_settings
 from recbole_guider.denoising.model import INTERACTION
-from recbole_guider.denoising.settings import OWN_FORM, SETTINGS, DenoisingSettings
+from recbole_guider.denoising.settings import DenoisingSettings
 from recbole_guider.quick_start import _prepare
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.resources import properties_dir
@@ -38,8 +38,9 @@ def prepared(model: str, toy: dict[str, Any], denoising: Any, **changes: Any) ->
 # -- settings -----------------------------------------------------------------------------------------------------
 
 
-def test_every_method_is_known_everywhere() -> None:
-    assert set(METHODS) == set(SETTINGS) == set(OWN_FORM)
+def test_every_method_has_the_name_that_its_settings_allow() -> None:
+    for name, method in METHODS.items():
+        assert method.settings_class(method=name).method == method.name == name
 
 
 def test_the_yaml_file_and_the_schema_have_the_same_methods_keys_and_defaults() -> None:
@@ -47,20 +48,20 @@ def test_the_yaml_file_and_the_schema_have_the_same_methods_keys_and_defaults() 
     common = DenoisingSettings.model_fields
     expected = {
         method: {name: field.default for name, field in schema.model_fields.items() if name not in common}
-        for method, schema in SETTINGS.items()
+        for method, schema in ((name, each.settings_class) for name, each in METHODS.items())
     }
     assert described == expected
     text = (properties_dir() / "denoising.yaml").read_text(encoding="utf-8")
     for name, field in common.items():
         if name != "method":
-            assert f"#   {name}: {field.default} " in text
+            assert f"#   {name}: {field.default}  " in text
 
 
 def test_a_name_is_a_block_and_no_name_is_the_plain_model() -> None:
-    assert DenoisingSettings.from_block("t-ce") == DenoisingSettings.from_block({"method": "T-CE", "drop_rate": 0.1})
+    assert denoising_settings("t-ce") == denoising_settings({"method": "T-CE", "drop_rate": 0.1})
     for block in (None, False, "none", {}, {"method": "none"}, {"temperature": 0.1}):
-        assert DenoisingSettings.from_block(block) is None
-    softmax = DenoisingSettings.from_block({"loss_form": "softmax"})
+        assert denoising_settings(block) is None
+    softmax = denoising_settings({"loss_form": "softmax"})
     assert softmax is not None and (softmax.method, softmax.form) == ("none", "softmax")
 
 
@@ -77,7 +78,7 @@ def test_a_name_is_a_block_and_no_name_is_the_plain_model() -> None:
 )
 def test_a_mistake_is_named_with_what_is_allowed(block: Any, message: str) -> None:
     with pytest.raises(GuiderError, match=message):
-        DenoisingSettings.from_block(block)
+        denoising_settings(block)
 
 
 def test_sources_merge_as_long_as_they_name_one_method(toy: dict[str, Any], tmp_path: Path) -> None:

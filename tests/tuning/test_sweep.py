@@ -22,6 +22,7 @@ import torch
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.denoising import METHODS
 from recbole_guider.tuning import tune_guider
 from recbole_guider.tuning.journal import Journal
 from recbole_guider.tuning.shared_data import configuration
@@ -437,3 +438,29 @@ def test_a_folder_with_a_sweep_is_not_overwritten_and_resumed_only_as_it_was(tmp
     with pytest.raises(GuiderError, match="is not the definition of a sweep"):
         tune_guider(out=tmp_path, resume=True)
     assert os.listdir(tmp_path) == ["sweep.json"]
+
+
+def test_trials_import_a_file_of_the_users_own(small_ray: None, toy_bpr: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine_for_trials.py"
+    file.write_text(
+        "from typing import Literal\n"
+        "from recbole_guider import register_denoising\n"
+        "from recbole_guider.denoising import DenoisingMethod, DenoisingSettings\n\n"
+        "class ScaledSettings(DenoisingSettings):\n"
+        "    method: Literal['scaled'] = 'scaled'\n"
+        "    share: float = 1.0\n\n"
+        "@register_denoising\n"
+        "class Scaled(DenoisingMethod):\n"
+        "    name, settings_class = 'scaled', ScaledSettings\n\n"
+        "    def loss(self, sample):\n"
+        "        return self.settings.share * sample.logits.row_losses().mean()\n"
+    )
+    try:
+        result = tune_guider(
+            "BPR", "toy", config_dict={**toy_bpr, "epochs": 1, "denoising": "scaled", "import": str(file)},
+            space={"denoising.share": {"choice": [0.5, 1.0]}}, out=tmp_path / "sweep", sampler="grid", scheduler="none",
+            verbose=False,
+        )
+        assert (result["trials"]["status"] == "finished").all() and len(result["trials"]) == 2
+    finally:
+        METHODS.pop("scaled")
