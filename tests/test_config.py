@@ -25,6 +25,7 @@ from recbole_guider.config.validation import check_values, model_properties
 from recbole_guider.data.settings import NoiseSettings
 from recbole_guider.guider.model import Guider
 from recbole_guider.guider.settings import GuiderSettings
+from recbole_guider.models.freedom import FREEDOM
 from recbole_guider.utils.arguments import run_command, split_files
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.paths import user_path
@@ -49,6 +50,10 @@ def write(path: Path, text: str) -> str:
 
 class MyModel(LightGCN):
     """A user's own model, unknown to the registry."""
+
+
+class OwnFreedom(FREEDOM):
+    """A user's own model that inherits declared parameters."""
 
 
 class OwnKeys(BPR):
@@ -461,7 +466,22 @@ def test_keys_that_are_read_give_no_warning(caplog):
         make("--resume=", "--loss_type=CE", "--wandb_project=x", "--alias_of_mine=[a]", model=model, replay=None,
              train_neg_sample_args=None)
     make(model=OwnKeys, knob=3, nois=1)
+    # these do not say what they read, whatever they inherit
+    for model in (MyModel, OwnFreedom):
+        make(model=model, knob=3)
+    # a model's own file of RecBole's may lack what it reads
+    make("--tau=1", "--contrast=us_x", model="FEARec", train_neg_sample_args=None)
     assert not caplog.records
+
+
+def test_declared_parameters_of_a_class_of_ones_own_are_checked(caplog):
+    warn_once.cache_clear()
+    with pytest.raises(GuiderError, match="knob is 'x': it must be a whole number"):
+        make(model=OwnKeys, knob="x")
+    make(model=OwnKeys, mlp_hidden_size=[3], something=1)
+    assert [record.message for record in caplog.records] == [
+        "settings that nothing reads: something, mlp_hidden_size (a parameter of other models)"
+    ]
 
 
 # -- files and the command line -------------------------------------------------------------------------------------

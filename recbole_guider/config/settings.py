@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from recbole_guider.utils.settings import AllowedValues, Count, Settings
+from recbole_guider.utils.settings import AllowedValues, NonNegative, Settings
 
 _Block = dict[str, Any]
 
@@ -30,7 +30,9 @@ class OverallSettings(Settings):
     backend: Literal["auto", "nccl", "gloo"] = Field(
         default="auto", description="communication of several processes; auto: nccl on CUDA, gloo on a CPU"
     )
-    eval_memory_mb: Count = Field(default=256, description="memory for one batch of full-sort scores")
+    eval_memory_mb: NonNegative = Field(
+        default=256, description="MiB for one batch of full-sort scores; 0: RecBole's own batches"
+    )
     eval_mask: Literal["recbole", "mmrec"] = Field(
         default="recbole",
         description="what is hidden at test. recbole: training and validation items; mmrec: training items only",

@@ -256,10 +256,11 @@ _TEACHERS = (
 #: What RecBole 1.2.1 and this package read from a configuration without a property file that names it.
 READ_BY_RECBOLE = frozenset({
     "CROP_ITEM_SEQ", "CROP_ITEM_SEQ_LEN", "INVERSE_ITEM_SEQ", "MASK_INDEX", "MASK_ITEM_SEQ", "MODEL_INPUT_TYPE",
-    "MODEL_TYPE", "NEG_ITEMS", "POS_ITEMS", "REORDER_ITEM_SEQ", "backbone", "cin", "dataset", "encoding", "eval_type",
-    "feature_num", "has_residual", "ip", "local_rank", "model", "norm", "nproc", "offset", "port", "replay", "resume",
-    "single_spec", "tail_ratio", "test_neg_sample_args", "token_num_threshold", "training_neg_sample_num",
-    "use_filter", "valid_neg_sample_args", "verbose", "world_size", "xgb_early_stopping_rounds",
+    "MODEL_TYPE", "NEG_ITEMS", "POS_ITEMS", "REORDER_ITEM_SEQ", "backbone", "cin", "contrast", "dataset",
+    "encoding", "eta", "eval_type", "feature_num", "has_residual", "ip", "local_rank", "model", "norm", "nproc",
+    "offset", "port", "replay", "resume", "sim", "single_spec", "tail_ratio", "test_neg_sample_args",
+    "token_num_threshold", "training_neg_sample_num", "use_filter", "valid_neg_sample_args", "verbose",
+    "world_size", "xgb_early_stopping_rounds",
 })
 #: How alike two names must be for one to be called a slip of the other; and in a file, which may hold anything, where
 #: there is no block under it.
@@ -338,18 +339,21 @@ def _keys_in_properties() -> frozenset[str]:
 
 @cache
 def _parameters_of_models() -> frozenset[str]:
-    """The keys that only the property files of models have."""
+    """The keys that only the property files of models have, and that only the models read which have them there."""
     folders = (_RECBOLE / "properties" / "model", properties_dir() / "model")
     keys = {str(key) for folder in folders for file in folder.glob("*.yaml") for key in read_yaml(file)}
     shared = {str(key) for file in shared_properties() for key in read_yaml(file)}
-    return frozenset(keys - shared - {"embedding_size", "loss_type"})
+    return frozenset(keys - shared - {"beta", "double_tower", "embedding_size", "loss_type", "reg_weight", "tau"})
 
 
 def _parameters(model_class: type) -> frozenset[str] | None:
-    """The keys that a model reads beside those of all models; None: a class of one's own that declares none."""
+    """The keys that a model reads beside those of all models; None: a class of one's own that declares none.
+
+    What such a class inherits does not count: it may read more.
+    """
     declared = parameters_of(model_class)
     files = model_properties(model_class.__name__)
-    if declared is None and not files:
+    if not files and "settings_class" not in vars(model_class):
         return None
     fields = () if declared is None else declared.model_fields
     return frozenset([*fields, *(str(key) for file in files for key in read_yaml(file))])

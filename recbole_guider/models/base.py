@@ -7,7 +7,7 @@ those two matrices and never on the score matrix.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +102,14 @@ class FactorisedRecommender(SeededGenerators, GeneralRecommender):
         super().__init__(config, dataset)
         self._evaluation_embeddings: tuple[Tensor, Tensor] | None = None
         self.register_load_state_dict_post_hook(_forget_evaluation)
+
+    def add_id_embeddings(self, size: int, initialise: Callable[[Tensor], Any] | None = None) -> None:
+        """Make ``user_embedding`` and ``item_embedding``, ``size`` wide; ``initialise`` fills them, users first."""
+        self.user_embedding = nn.Embedding(self.n_users, size)
+        self.item_embedding = nn.Embedding(self.n_items, size)
+        if initialise is not None:
+            initialise(self.user_embedding.weight)
+            initialise(self.item_embedding.weight)
 
     def training_pairs(self, dataset: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
         """Users and items of the training interactions, int ``[nnz]`` each, and the numbers of users and items: what

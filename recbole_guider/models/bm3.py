@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, required_content
 from recbole_guider.models.layers import seeded_dropout
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share
 
@@ -39,7 +39,7 @@ class BM3Parameters(Settings):
     )
 
 
-class BM3(FactorisedRecommender):
+class BM3(ContentRecommender):
     r"""BM3, for any number of modalities.
 
     With E_U, E_I the LightGCN means over ``n_layers`` layers, Q the item ID embeddings, F a linear predictor and D(.)
@@ -63,7 +63,6 @@ class BM3(FactorisedRecommender):
     """
 
     settings_class = BM3Parameters
-    reads_content = True
     compares_sampled_items = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -77,11 +76,9 @@ class BM3(FactorisedRecommender):
         self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)
 
         size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
+        self.add_id_embeddings(size)
         self.predictor = nn.Linear(size, size)
-        self.content = nn.ModuleList(ModalityContent(part, config["train_features"]) for part in features.values())
-        self.projections = nn.ModuleList(nn.Linear(part.dim, size) for part in features.values())
+        self.add_content(features, size, trainable=config["train_features"])
         for embedding in (self.user_embedding, self.item_embedding):
             nn.init.xavier_uniform_(embedding.weight)
         for linear in (self.predictor, *self.projections):

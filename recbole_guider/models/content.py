@@ -1,4 +1,4 @@
-"""The raw content of one modality, as a part of a model."""
+"""The content of the items, as a part of a model, and the base of the models that read it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from recbole_guider.data.features import ItemFeatures, require_content
+from recbole_guider.graph import SparseOperator, combine, knn_graph
+from recbole_guider.models.base import FactorisedRecommender
 from recbole_guider.utils.errors import GuiderError
 
 
@@ -53,6 +55,46 @@ def required_content(config: Any, dataset: Any) -> Mapping[str, ItemFeatures]:
     features: Mapping[str, ItemFeatures] = dataset.item_features
     require_content(config, features, behaviour_suffices=False)
     return features
+
+
+class ContentRecommender(FactorisedRecommender):
+    """Base of the factorised models that read the content of the items.
+
+    Attributes:
+        content: one :class:`ModalityContent` for each modality, once :meth:`add_content` has made them.
+        projections: a linear layer on each, where it was given a size.
+    """
+
+    reads_content = True
+
+    def add_content(
+        self, features: Mapping[str, ItemFeatures], size: int | None = None, trainable: bool = False
+    ) -> None:
+        """Make ``content`` and, for a ``size`` to project every modality to, ``projections``."""
+        self.content = nn.ModuleList(ModalityContent(part, trainable) for part in features.values())
+        if size is not None:
+            self.projections = nn.ModuleList(nn.Linear(part.dim, size) for part in features.values())
+
+
+def presence(features: Mapping[str, ItemFeatures]) -> Tensor:
+    """Which items have which modality, bool ``[n_items, M]``."""
+    return torch.stack([torch.from_numpy(part.present) for part in features.values()], dim=1)
+
+
+def item_graph(features: Mapping[str, ItemFeatures], k: int, weights: dict[str, float] | None) -> SparseOperator:
+    """The weighted sum of the modalities' graphs of the ``k`` nearest items by cosine, each normalised.
+
+    Args:
+        features: the modalities.
+        k: the number of nearest items.
+        weights: the setting ``modality_weights``.
+
+    Raises:
+        GuiderError: as :func:`modality_weights`.
+    """
+    shares = modality_weights(weights, list(features))
+    graphs = [knn_graph(part.values, k, present=part.present) for part in features.values()]
+    return combine(graphs, [shares[name] for name in features])
 
 
 def modality_weights(given: dict[str, float] | None, names: list[str]) -> dict[str, float]:

@@ -21,8 +21,8 @@ from recbole_guider.graph import (
     propagate,
     propagate_mean,
 )
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, required_content
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings
 
 # Similarities of anchors to all items that one block holds, for each view.
@@ -56,7 +56,7 @@ class DAMRSParameters(Settings):
     )
 
 
-class DAMRS(FactorisedRecommender):
+class DAMRS(ContentRecommender):
     r"""DA-MRS on LightGCN, for any number of modalities.
 
     An item has one view for each modality and one of behaviour, ``h_v = S_v^{n_mm_layers} Q``, Q being the item ID
@@ -99,7 +99,6 @@ class DAMRS(FactorisedRecommender):
     """
 
     settings_class = DAMRSParameters
-    reads_content = True
     has: Tensor
 
     auxiliary_loss_samples = False
@@ -131,11 +130,7 @@ class DAMRS(FactorisedRecommender):
         has = torch.stack([*(torch.from_numpy(part.present) for part in features.values()), real])
         self.register_buffer("has", has, persistent=False)
 
-        size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        for embedding in (self.user_embedding, self.item_embedding):
-            nn.init.xavier_uniform_(embedding.weight)
+        self.add_id_embeddings(config["embedding_size"], nn.init.xavier_uniform_)
 
     def encode(self) -> Encoding:
         ids = self.item_embedding.weight

@@ -14,14 +14,16 @@ from torch.nn.functional import normalize
 from recbole_guider.graph import (
     bipartite_adjacency,
     co_occurrence,
-    combine,
-    knn_graph,
     propagate,
     propagate_mean,
     softmax_rows,
 )
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, modality_weights, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import (
+    ContentRecommender,
+    item_graph,
+    required_content,
+)
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings
 
 
@@ -45,7 +47,7 @@ class DRAGONParameters(Settings):
     learning_rate: Positive = Field(default=0.0001, description="the learning rate, as in the authors' runs")
 
 
-class DRAGON(FactorisedRecommender):
+class DRAGON(ContentRecommender):
     r"""DRAGON, for any number of modalities.
 
     In modality m a user starts from a preference p_u^m, which is a parameter, and an item from its content
@@ -74,7 +76,6 @@ class DRAGON(FactorisedRecommender):
     """
 
     settings_class = DRAGONParameters
-    reads_content = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -82,18 +83,14 @@ class DRAGON(FactorisedRecommender):
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]
-        weights = modality_weights(config["modality_weights"], list(features))
 
         pairs = self.training_pairs(dataset)
         self.graph = bipartite_adjacency(*pairs).to(self.device)
         self.user_graph = softmax_rows(co_occurrence(*pairs, config["user_knn_k"])).to(self.device)
-        self.item_graph = combine(
-            [knn_graph(part.values, config["knn_k"], present=part.present) for part in features.values()],
-            [weights[name] for name in features],
-        ).to(self.device)
+        self.item_graph = item_graph(features, config["knn_k"], config["modality_weights"]).to(self.device)
 
         size: int = config["embedding_size"]
-        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
+        self.add_content(features)
         self.preferences = nn.ModuleList(nn.Embedding(self.n_users, size) for _ in features)
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Linear(part.dim, 4 * size), nn.LeakyReLU(), nn.Linear(4 * size, size))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recbole_guider.graph import bipartite_adjacency, co_occurrence, propagate_mean, softmax_rows
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, required_content
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings
 
 
@@ -29,7 +29,7 @@ class DualGNNParameters(Settings):
     )
 
 
-class DualGNN(FactorisedRecommender):
+class DualGNN(ContentRecommender):
     r"""DualGNN, for any number of modalities.
 
     In each modality m a user starts from a preference of its own and an item from its content after two layers,
@@ -60,7 +60,6 @@ class DualGNN(FactorisedRecommender):
     """
 
     settings_class = DualGNNParameters
-    reads_content = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -72,7 +71,7 @@ class DualGNN(FactorisedRecommender):
         self.user_graph = softmax_rows(co_occurrence(*pairs, config["n_neighbours"])).to(self.device)
 
         size: int = config["embedding_size"]
-        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
+        self.add_content(features)
         self.preferences = nn.ParameterList(torch.empty(self.n_users, size) for _ in features)
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Linear(part.dim, 4 * size), nn.LeakyReLU(), nn.Linear(4 * size, size))

@@ -8,12 +8,16 @@ import torch
 from pydantic import Field
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from recbole_guider.graph import combine, knn_graph, propagate_mean
+from recbole_guider.graph import propagate_mean
 from recbole_guider.models.base import Encoding
-from recbole_guider.models.content import ModalityContent, modality_weights, required_content
+from recbole_guider.models.content import (
+    ContentRecommender,
+    item_graph,
+    required_content,
+)
 from recbole_guider.models.pruned import PrunedGraphRecommender
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share
 
@@ -37,7 +41,7 @@ class FREEDOMParameters(Settings):
     )
 
 
-class FREEDOM(PrunedGraphRecommender):
+class FREEDOM(ContentRecommender, PrunedGraphRecommender):
     r"""FREEDOM, for any number of modalities.
 
     Item graph, built once: for each modality m the k nearest items by cosine, normalised to
@@ -60,7 +64,6 @@ class FREEDOM(PrunedGraphRecommender):
     """
 
     settings_class = FREEDOMParameters
-    reads_content = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -68,17 +71,11 @@ class FREEDOM(PrunedGraphRecommender):
         self.n_item_layers: int = config["n_mm_layers"]
         self.n_layers: int = config["n_ui_layers"]
         self.reg_weight: float = config["reg_weight"]
-        weights = modality_weights(config["modality_weights"], list(features))
 
         size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        self.item_graph = combine(
-            [knn_graph(part.values, config["knn_k"], present=part.present) for part in features.values()],
-            [weights[name] for name in features],
-        ).to(self.device)
-        self.content = nn.ModuleList(ModalityContent(part, config["train_features"]) for part in features.values())
-        self.projections = nn.ModuleList(nn.Linear(part.dim, size) for part in features.values())
+        self.add_id_embeddings(size)
+        self.item_graph = item_graph(features, config["knn_k"], config["modality_weights"]).to(self.device)
+        self.add_content(features, size, trainable=config["train_features"])
         self.apply(xavier_uniform_initialization)
 
     def encode(self) -> Encoding:

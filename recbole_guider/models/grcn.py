@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
 from recbole_guider.graph import BipartiteGraph, Edges
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, ModalityContent, required_content
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings
 
 
@@ -36,7 +36,7 @@ class GRCNParameters(Settings):
     )
 
 
-class GRCN(FactorisedRecommender):
+class GRCN(ContentRecommender):
     r"""GRCN, for any number of modalities.
 
     Refining. In each modality m items are described by z_i = LeakyReLU(W_m x_i + b_m) and users by a preference p_u,
@@ -73,7 +73,6 @@ class GRCN(FactorisedRecommender):
     """
 
     settings_class = GRCNParameters
-    reads_content = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -85,12 +84,10 @@ class GRCN(FactorisedRecommender):
         graph = BipartiteGraph(*self.training_pairs(dataset))
         self.edges = Edges(graph.users, graph.items, (self.n_users, self.n_items)).to(self.device)
 
-        size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
+        self.add_id_embeddings(config["embedding_size"])
         self.user_confidence = nn.Parameter(torch.empty(self.n_users, len(features)))
         self.item_confidence = nn.Parameter(torch.empty(self.n_items, len(features)))
-        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
+        self.add_content(features)
         self.routings = nn.ModuleList(
             _Routing(self.n_users, part.dim, config["latent_embedding"]) for part in features.values()
         )

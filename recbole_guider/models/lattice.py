@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
 from recbole_guider.graph import Edges, SparseOperator, combine, knn_graph, mean_adjacency, propagate_mean
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, required_content
 from recbole_guider.models.layers import seeded_dropout
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share, UnitInterval
 
@@ -48,7 +48,7 @@ class LATTICEParameters(Settings):
     )
 
 
-class LATTICE(FactorisedRecommender):
+class LATTICE(ContentRecommender):
     r"""LATTICE, for any number of modalities.
 
     With L(S) = D^-1/2 S D^-1/2, D the row sums of S, and kNN_k(x) the cosines of every item with its k nearest (itself
@@ -75,7 +75,6 @@ class LATTICE(FactorisedRecommender):
     """
 
     settings_class = LATTICEParameters
-    reads_content = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -97,12 +96,8 @@ class LATTICE(FactorisedRecommender):
         self._item_graph: SparseOperator | None = None
 
         size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        for embedding in (self.user_embedding, self.item_embedding):
-            nn.init.xavier_uniform_(embedding.weight)
-        self.content = nn.ModuleList(ModalityContent(part, config["train_features"]) for part in features.values())
-        self.projections = nn.ModuleList(nn.Linear(part.dim, config["feat_embed_dim"]) for part in features.values())
+        self.add_id_embeddings(size, nn.init.xavier_uniform_)
+        self.add_content(features, config["feat_embed_dim"], trainable=config["train_features"])
         self.modality_logits = nn.Parameter(torch.full((len(features),), 1.0 / len(features)))
         n_ngcf_layers = self.n_layers if self.cf_model == "ngcf" else 0
         self.sum_layers = nn.ModuleList(nn.Linear(size, size) for _ in range(n_ngcf_layers))

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_uniform_initialization
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from recbole_guider.graph import SparseOperator
@@ -69,8 +69,7 @@ class LayerGCN(PrunedGraphRecommender):
         self.reg_weight: float = config["reg_weight"]
         # in the state dict: a resumed run continues the turns of `mixed`
         self.register_buffer("n_pruned", torch.zeros((), dtype=torch.int64))
-        self.user_embedding = nn.Embedding(self.n_users, config["embedding_size"])
-        self.item_embedding = nn.Embedding(self.n_items, config["embedding_size"])
+        self.add_id_embeddings(config["embedding_size"])
         self.apply(xavier_uniform_initialization)
 
     def prune(self) -> SparseOperator:

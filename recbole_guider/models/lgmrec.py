@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recbole_guider.graph import SparseOperator, bipartite_adjacency, propagate, propagate_mean
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, presence, required_content
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.models.layers import seeded_dropout
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings, Share
@@ -50,7 +50,7 @@ class LGMRecParameters(Settings):
     reg_weight: NonNegative = Field(default=1e-06, description="the weight of the norms of the batch's rows")
 
 
-class LGMRec(FactorisedRecommender):
+class LGMRec(ContentRecommender):
     r"""LGMRec, for any number of modalities.
 
     With A the normalised user-item graph, R the user-item matrix of zeros and ones and d_u a user's number of items:
@@ -83,7 +83,6 @@ class LGMRec(FactorisedRecommender):
     """
 
     settings_class = LGMRecParameters
-    reads_content = True
     owned: Tensor
 
     auxiliary_loss_samples = False
@@ -107,16 +106,15 @@ class LGMRec(FactorisedRecommender):
         profiles.data = np.ones_like(profiles.data)
         self.profiles = SparseOperator.from_scipy(profiles).to(self.device)
 
-        self.user_embedding = nn.Embedding(self.n_users, self.size)
-        self.item_embedding = nn.Embedding(self.n_items, self.size)
-        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
+        self.add_id_embeddings(self.size)
+        self.add_content(features)
         self.projections = nn.ParameterList(torch.empty(part.dim, self.size) for part in features.values())
         self.hyperedges = nn.ParameterList(torch.empty(part.dim, config["n_hyperedges"]) for part in features.values())
         for weight in self.parameters():
             nn.init.xavier_uniform_(weight)
         # float [n_users, M]: how many of a user's items have each modality
-        present = np.stack([part.present for part in features.values()], axis=1)
-        self.register_buffer("owned", torch.from_numpy((profiles @ present).astype(np.float32)), persistent=False)
+        owned = profiles @ presence(features).numpy()
+        self.register_buffer("owned", torch.from_numpy(owned.astype(np.float32)), persistent=False)
 
     def encode(self) -> Encoding:
         n_modalities = len(self.content)

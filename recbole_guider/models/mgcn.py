@@ -10,8 +10,8 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_guider.graph import bipartite_adjacency, knn_graph, propagate, propagate_mean, user_item_block
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, presence, required_content
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings
 
@@ -35,7 +35,7 @@ class MGCNParameters(Settings):
     )
 
 
-class MGCN(FactorisedRecommender):
+class MGCN(ContentRecommender):
     r"""MGCN, for any number of modalities.
 
     With Q the item ID embeddings, s the sigmoid, S_m the item graph of modality m (the k nearest items by cosine,
@@ -62,7 +62,6 @@ class MGCN(FactorisedRecommender):
     """
 
     settings_class = MGCNParameters
-    reads_content = True
     attends: Tensor
 
     auxiliary_loss_samples = False
@@ -85,17 +84,13 @@ class MGCN(FactorisedRecommender):
         ]
 
         size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        for embedding in (self.user_embedding, self.item_embedding):
-            nn.init.xavier_uniform_(embedding.weight)
-        self.content = nn.ModuleList(ModalityContent(part, config["train_features"]) for part in features.values())
-        self.projections = nn.ModuleList(nn.Linear(part.dim, size) for part in features.values())
+        self.add_id_embeddings(size, nn.init.xavier_uniform_)
+        self.add_content(features, size, trainable=config["train_features"])
         self.query = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1, bias=False))
         self.purifiers = nn.ModuleList(nn.Sequential(nn.Linear(size, size), nn.Sigmoid()) for _ in features)
         self.preferences = nn.ModuleList(nn.Sequential(nn.Linear(size, size), nn.Sigmoid()) for _ in features)
         # bool [n_users + n_items, M]: which modalities a node attends over; a user over all
-        present = torch.stack([torch.from_numpy(part.present) for part in features.values()], dim=1)
+        present = presence(features)
         attends = torch.cat([present.new_ones(self.n_users, len(features)), present])
         self.register_buffer("attends", attends, persistent=False)
 

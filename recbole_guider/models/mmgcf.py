@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from recbole_guider.graph import propagate_mean
 from recbole_guider.losses.dbpr import l2_penalty
 from recbole_guider.models.base import Encoding
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.content import ContentRecommender, presence, required_content
 from recbole_guider.models.pruned import PrunedGraphRecommender
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share
@@ -47,7 +47,7 @@ class MMGCFParameters(Settings):
     )
 
 
-class MMGCF(PrunedGraphRecommender):
+class MMGCF(ContentRecommender, PrunedGraphRecommender):
     r"""MMGCF, for any number M of modalities.
 
     E_U, E_I are the LightGCN means over ``n_ui_layers`` layers of the user-item graph, of which every training epoch
@@ -76,7 +76,6 @@ class MMGCF(PrunedGraphRecommender):
     """
 
     settings_class = MMGCFParameters
-    reads_content = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -92,14 +91,9 @@ class MMGCF(PrunedGraphRecommender):
                 f"feat_embed_dim is {content_size} and embedding_size {size}: fusion_mode {self.fusion_mode} adds "
                 f"their rows, so they must be equal; concat takes any."
             )
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        nn.init.xavier_uniform_(self.user_embedding.weight)
-        nn.init.xavier_uniform_(self.item_embedding.weight)
-        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
-        self.projections = nn.ModuleList(nn.Linear(part.dim, content_size) for part in features.values())
-        present = torch.stack([torch.from_numpy(part.present) for part in features.values()], dim=1)
-        self.register_buffer("present", present.float(), persistent=False)
+        self.add_id_embeddings(size, nn.init.xavier_uniform_)
+        self.add_content(features, content_size)
+        self.register_buffer("present", presence(features).float(), persistent=False)
         if self.weighting == "alpha":
             self.alpha = nn.Parameter(torch.zeros(()))
         if self.fusion_mode == "concat":

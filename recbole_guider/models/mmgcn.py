@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear, normalize
 
 from recbole_guider.graph import SparseOperator, mean_adjacency
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, ModalityContent, required_content
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.settings import Count, NonNegative, Settings
 
@@ -36,7 +36,7 @@ class MMGCNParameters(Settings):
     )
 
 
-class MMGCN(FactorisedRecommender):
+class MMGCN(ContentRecommender):
     r"""MMGCN, for any number of modalities.
 
     In each modality m a node starts from ``x^0``: a user from a preference of its own, an item from its content,
@@ -64,7 +64,6 @@ class MMGCN(FactorisedRecommender):
     """
 
     settings_class = MMGCNParameters
-    reads_content = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -75,9 +74,8 @@ class MMGCN(FactorisedRecommender):
         self.graph = mean_adjacency(*self.training_pairs(dataset)).to(self.device)
 
         size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
+        self.add_id_embeddings(size)
+        self.add_content(features)
         widths = _latent_sizes(config["latent_size"], {name: part.dim for name, part in features.items()})
         self.networks = nn.ModuleList(
             _ModalityNetwork(self.n_users, part.dim, widths[name], size, n_layers, combination == "concatenate")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, logsigmoid, normalize
 
 from recbole_guider.graph import SparseOperator, mean_adjacency
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, required_content
 from recbole_guider.models.layers import seeded_dropout
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Settings, Share
 
@@ -52,7 +52,7 @@ class MVGAEParameters(Settings):
     )
 
 
-class MVGAE(FactorisedRecommender):
+class MVGAE(ContentRecommender):
     r"""MVGAE, for any number of modalities.
 
     In each modality, and once more with trained item vectors in place of content (the collaborative part), a graph
@@ -90,7 +90,6 @@ class MVGAE(FactorisedRecommender):
     """
 
     settings_class = MVGAEParameters
-    reads_content = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -107,7 +106,7 @@ class MVGAE(FactorisedRecommender):
         size: int = config["embedding_size"]
         self.item_embedding = nn.Embedding(self.n_items, size)
         nn.init.xavier_normal_(self.item_embedding.weight)
-        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
+        self.add_content(features)
         # the modalities', and then the collaborative one
         self.encoders = nn.ModuleList(
             _GraphEncoder(self.n_users, dim, config["latent_size"], size, config["n_layers"])

@@ -13,9 +13,13 @@ from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from recbole_guider.graph import SparseOperator, combine, knn_graph, propagate, propagate_mean, user_item_block
+from recbole_guider.graph import SparseOperator, propagate, propagate_mean, user_item_block
 from recbole_guider.models.base import Encoding
-from recbole_guider.models.content import ModalityContent, modality_weights, required_content
+from recbole_guider.models.content import (
+    ContentRecommender,
+    item_graph,
+    required_content,
+)
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.models.layers import seeded_dropout
 from recbole_guider.models.pruned import PrunedGraphRecommender
@@ -58,7 +62,7 @@ class PGLParameters(Settings):
     )
 
 
-class PGL(PrunedGraphRecommender):
+class PGL(ContentRecommender, PrunedGraphRecommender):
     r"""PGL, for any number of modalities.
 
     In modality m a user has an embedding p_u^m and an item its content ``W_m x_i^m + b_m`` of unit length; those of all
@@ -87,7 +91,6 @@ class PGL(PrunedGraphRecommender):
     """
 
     settings_class = PGLParameters
-    reads_content = True
     auxiliary_loss_samples = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -98,22 +101,17 @@ class PGL(PrunedGraphRecommender):
         self.cl_weight: float = config["cl_weight"]
         self.feature_dropout: float = config["feature_dropout"]
         self.temperature: float = config["temperature"]
-        weights = modality_weights(config["modality_weights"], list(features))
         self.generator("masks", config["seed"])
 
         size: int = config["embedding_size"]
         self.principal_graph: SparseOperator | None = None
         if config["subgraph"] == "global":
             self.principal_graph = principal_subgraph(self.graph, self.n_users, size).to(self.device)
-        self.item_graph = combine(
-            [knn_graph(part.values, config["knn_k"], present=part.present) for part in features.values()],
-            [weights[name] for name in features],
-        ).to(self.device)
+        self.item_graph = item_graph(features, config["knn_k"], config["modality_weights"]).to(self.device)
         self.user_embeddings = nn.ModuleList(nn.Embedding(self.n_users, size) for _ in features)
         for embedding in self.user_embeddings:
             nn.init.xavier_uniform_(embedding.weight)
-        self.content = nn.ModuleList(ModalityContent(part, config["train_features"]) for part in features.values())
-        self.projections = nn.ModuleList(nn.Linear(part.dim, size) for part in features.values())
+        self.add_content(features, size, trainable=config["train_features"])
 
     def training_graph(self) -> SparseOperator:
         """The principal subgraph: this epoch's, or the one of all epochs."""

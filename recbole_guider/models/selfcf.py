@@ -84,10 +84,7 @@ class SelfCF(FactorisedRecommender):
         self.graph = bipartite_adjacency(*self.training_pairs(dataset)).to(self.device)
 
         size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        for embedding in (self.user_embedding, self.item_embedding):
-            nn.init.xavier_uniform_(embedding.weight)
+        self.add_id_embeddings(size, nn.init.xavier_uniform_)
         self.predictor = nn.Linear(size, size)
         if self.augmentation == "historical_embedding":
             draws = self.generator("history", config["seed"])

@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.losses.dbpr import soft_negative
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, required_content
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.models.layers import seeded_dropout
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings, Share
@@ -48,7 +48,7 @@ class SLMRecParameters(Settings):
     )
 
 
-class SLMRec(FactorisedRecommender):
+class SLMRec(ContentRecommender):
     r"""SLMRec, for any number of modalities; no item is sampled.
 
     Channels: the item ID embeddings, and in each modality m the projected content W_m x_i + b_m, x_i of unit length.
@@ -77,7 +77,6 @@ class SLMRec(FactorisedRecommender):
     """
 
     settings_class = SLMRecParameters
-    reads_content = True
     compares_sampled_items = False
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -95,10 +94,8 @@ class SLMRec(FactorisedRecommender):
 
         size: int = config["embedding_size"]
         self.n_channels = 1 + len(features)
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        self.content = nn.ModuleList(ModalityContent(part) for part in features.values())
-        self.projections = nn.ModuleList(nn.Linear(part.dim, size) for part in features.values())
+        self.add_id_embeddings(size)
+        self.add_content(features, size)
         self.user_fusion = nn.Linear(self.n_channels * size, size)
         self.item_fusion = nn.Linear(self.n_channels * size, size)
         layers: list[nn.Module] = [*self.projections, self.user_fusion, self.item_fusion]

@@ -10,8 +10,13 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_guider.graph import bipartite_adjacency, knn_graph, propagate, propagate_mean, union, user_item_block
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import ModalityContent, of_each_modality, required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import (
+    ContentRecommender,
+    of_each_modality,
+    presence,
+    required_content,
+)
 from recbole_guider.models.contrast import info_nce
 from recbole_guider.models.layers import seeded_dropout
 from recbole_guider.utils.settings import Count, Natural, NonNegative, Positive, Settings, Share
@@ -45,7 +50,7 @@ class SMOREParameters(Settings):
     )
 
 
-class SMORE(FactorisedRecommender):
+class SMORE(ContentRecommender):
     r"""SMORE, for any number of modalities.
 
     With F the orthonormal real Fourier transform of a row, Q the item ID embeddings, s the sigmoid, k_m and k_f
@@ -76,7 +81,6 @@ class SMORE(FactorisedRecommender):
     """
 
     settings_class = SMOREParameters
-    reads_content = True
     present: Tensor
 
     auxiliary_loss_samples = False
@@ -105,12 +109,8 @@ class SMORE(FactorisedRecommender):
         self.item_graphs = [graph.to(self.device) for graph in (*graphs, union(graphs))]
 
         size: int = config["embedding_size"]
-        self.user_embedding = nn.Embedding(self.n_users, size)
-        self.item_embedding = nn.Embedding(self.n_items, size)
-        for embedding in (self.user_embedding, self.item_embedding):
-            nn.init.xavier_uniform_(embedding.weight)
-        self.content = nn.ModuleList(ModalityContent(part, config["train_features"]) for part in features.values())
-        self.projections = nn.ModuleList(nn.Linear(part.dim, size) for part in features.values())
+        self.add_id_embeddings(size, nn.init.xavier_uniform_)
+        self.add_content(features, size, trainable=config["train_features"])
         self.queries = nn.ModuleList(
             nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, size, bias=False)) for _ in features
         )
@@ -120,7 +120,7 @@ class SMORE(FactorisedRecommender):
         self.gates = nn.ModuleList(nn.Sequential(nn.Linear(size, size), nn.Sigmoid()) for _ in range(n_views))
         self.preferences = nn.ModuleList(nn.Sequential(nn.Linear(size, size), nn.Sigmoid()) for _ in range(n_views))
         # bool [n_users + n_items, M]: which modalities a node has; a user has all
-        present = torch.stack([torch.from_numpy(part.present) for part in features.values()], dim=1)
+        present = presence(features)
         present = torch.cat([present.new_ones(self.n_users, len(features)), present])
         self.register_buffer("present", present, persistent=False)
 

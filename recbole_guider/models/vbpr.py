@@ -10,8 +10,8 @@ from recbole.data.interaction import Interaction
 from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.content import required_content
+from recbole_guider.models.base import Encoding
+from recbole_guider.models.content import ContentRecommender, required_content
 from recbole_guider.utils.settings import Count, NonNegative, Settings
 
 
@@ -30,7 +30,7 @@ class VBPRParameters(Settings):
     train_features: bool = Field(default=False, description="whether the raw features are parameters too")
 
 
-class VBPR(FactorisedRecommender):
+class VBPR(ContentRecommender):
     r"""VBPR, for any number of modalities.
 
     With x_i the modalities of item i side by side,
@@ -49,7 +49,6 @@ class VBPR(FactorisedRecommender):
     """
 
     settings_class = VBPRParameters
-    reads_content = True
     content: Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:

@@ -51,7 +51,7 @@ def validated(schema: type[SomeSettings], block: Mapping[Any, Any], name: str) -
     try:
         return schema.model_validate(_plain(block, schema))
     except ValidationError as error:
-        raise GuiderError(_explain(error, schema, name)) from None
+        raise GuiderError(_explain(error, schema, block, name)) from None
 
 
 def check_part(schema: type[Settings], block: Mapping[Any, Any], name: str) -> None:
@@ -64,7 +64,7 @@ def check_part(schema: type[Settings], block: Mapping[Any, Any], name: str) -> N
         schema.model_validate(_plain(block, schema))
     except ValidationError as error:
         if any(each["type"] != "missing" for each in error.errors()):
-            raise GuiderError(_explain(error, schema, name)) from None
+            raise GuiderError(_explain(error, schema, block, name)) from None
 
 
 def _plain(block: Mapping[Any, Any], model: type[BaseModel] | None) -> dict[Any, Any]:
@@ -100,16 +100,17 @@ def _dotted_keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _dotted_keys(nested, f"{prefix}.{name}")
 
 
-def _explain(error: ValidationError, schema: type[BaseModel], name: str) -> str:
+def _explain(error: ValidationError, schema: type[BaseModel], block: Any, name: str) -> str:
     """One sentence for the first mistake; a key that does not exist comes before a value that is wrong."""
     mistakes = [
         each for each in error.errors(include_url=False, include_context=False) if each["type"] != "missing"
     ]
     mistake = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
-    model = schema
+    model, given = schema, block
     path = [name] if name else []
     for part in mistake["loc"]:
         path.append(str(part))
+        given = given.get(part) if isinstance(given, Mapping) else None
         if part not in model.model_fields:
             return _explain_unknown(".".join(path), model, schema, name)
         field = model.model_fields[str(part)]
@@ -120,8 +121,23 @@ def _explain(error: ValidationError, schema: type[BaseModel], name: str) -> str:
     else:
         keys = ", ".join(model.model_fields)
         return f"{'.'.join(path)} is {mistake['input']!r}: it is a block of keys ({keys})."
+    in_words = any(isinstance(part, AllowedValues) for part in field.metadata)
+    entries = None if in_words else _entries(field.annotation)
+    if isinstance(given, Mapping) and entries is not None:
+        # one entry of a mapping, such as from modalities to numbers; its key ends the place of the mistake
+        wrong = next((each for each in mistakes if each["loc"][-1] in given), None)
+        if wrong is not None:
+            return f"{'.'.join(path)}.{wrong['loc'][-1]} is {wrong['input']!r}: it must be {_allowed(entries, [])}."
     value = mistake["input"]
     return f"{'.'.join(path)} is {value!r}: it must be {allowed_values(field)}."
+
+
+def _entries(annotation: Any) -> Any:
+    """What the values of a mapping are that an annotation allows; None: it allows no mapping."""
+    for branch in (annotation, *get_args(annotation)):
+        if get_origin(branch) is dict:
+            return get_args(branch)[1]
+    return None
 
 
 def _explain_unknown(key: str, model: type[BaseModel], schema: type[BaseModel], root: str) -> str:

@@ -97,7 +97,7 @@ def test_settings_that_cannot_be(toy: dict[str, Any]) -> None:
         ({"combination": "product"}, "combination is 'product'"),
         ({"n_layers": 0}, "n_layers is 0"),
         ({"latent_size": {"sound": 8}}, "latent_size names sound"),
-        ({"latent_size": {"text": 0}}, "latent_size of text is 0"),
+        ({"latent_size": {"text": 0}}, r"latent_size\.text is 0"),
     ):
         with pytest.raises(GuiderError, match=message):
             built("MMGCN", toy, **changes)
