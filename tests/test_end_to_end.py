@@ -131,6 +131,7 @@ def test_guider_block_and_guider_name_are_the_same_run(toy: dict[str, Any]) -> N
     assert by_name["best_valid_result"] == by_block["best_valid_result"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
     [

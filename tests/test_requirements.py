@@ -80,3 +80,9 @@ knn_graph(rng.normal(size=(20, 4)).astype(np.float32), 3)
 """
     done = without_recbole(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_processes_that_only_predict_do_without_torch() -> None:
+    code = "from recbole_guider.amsc import calibrate_parquet, calibrator, parquet\nassert 'torch' not in sys.modules"
+    done = without_recbole(code)
+    assert done.returncode == 0, done.stderr
