@@ -104,6 +104,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(toy: dict[
     assert first["test_result"] != other["test_result"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["GUIDER_FREEDOM", "LightGCN"])
 @pytest.mark.parametrize("schedule", ["in_sync", "pretrained"])
 def test_a_killed_run_resumes_to_the_same_weights(model: str, schedule: str, toy: dict[str, Any]) -> None:
