@@ -69,8 +69,7 @@ def test_calibrator_graphs_and_losses_work_without_recbole() -> None:
 import numpy as np, torch
 from recbole_guider.amsc import calibrate, calibrate_parquet
 from recbole_guider.graph import bipartite_adjacency, knn_graph
-from recbole_guider.losses.dbpr import dbpr_loss
-from recbole_guider.losses.distillation import ot_distillation_loss
+from recbole_guider.losses import dbpr_loss, ot_distillation_loss
 rng = np.random.default_rng(0)
 pairs = np.unique(rng.integers(0, [30, 20], size=(300, 2)), axis=0)
 found = calibrate(pairs[:, 0], pairs[:, 1], {"text": rng.normal(size=(20, 4))}, n_users=30, n_items=20)
