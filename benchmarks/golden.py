@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "recbole")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "ray", "recbole")
 #: to how many decimals metrics are compared where last digits are not
 DECIMALS = 6
 
@@ -120,7 +120,7 @@ def described(result: Mapping[str, Any]) -> Result:
         metrics |= {f"weight of {name}": value for name, value in found["modality_weights"].items()}
         if found["detection"]:
             metrics |= {f"detection {name}": value for name, value in found["detection"].items()}
-    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+    numbers = {name: float(value) for name, value in metrics.items() if np.isreal(value)}
     return {"metrics": numbers, "weights": weights(result["model_file"])}
 
 
@@ -220,7 +220,7 @@ RUNS: dict[str, Callable[[Path], Result]] = {
         f"{method} around LightGCN": partial(run, "LightGCN", denoising={"method": method, "loss_form": form})
         for method, form in (("t-ce", "own"), ("r-ce", "softmax"), ("dcf", "own"), ("deca", "own"), ("bod", "softmax"))
     },
-    "sgdl around FREEDOM": partial(run, "FREEDOM", denoising="sgdl"),
+    "sgdl around FREEDOM": partial(run, "FREEDOM", denoising={"method": "sgdl", "history": 2}, epochs=4),
     "calibrate": in_memory,
     "calibrate parquet": from_parquet,
 }
@@ -297,8 +297,12 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     if others:
         print(f"recorded with {'; '.join(others)}: metrics are compared to {DECIMALS} decimals")
-    failed = 0
-    for name, new in run_all(given.only).items():
+    results = run_all(given.only)
+    missing = [name for name in recorded["runs"] if given.only in name and name not in results]
+    for name in missing:
+        print(f"MISSING {name}")
+    failed = len(missing) + (not results)  # a check of nothing is none
+    for name, new in results.items():
         told = difference(recorded["runs"][name], new, exact=not others) if name in recorded["runs"] else "not recorded"
         failed += bool(told)
         print(f"{'DIFFERS' if told else 'equal  '} {name}{': ' if told else ''}{told}")

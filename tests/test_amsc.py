@@ -256,6 +256,7 @@ def judged_with_noise(seed: int) -> tuple[Calibration, np.ndarray, np.ndarray]:
     return result, np.bincount(users, minlength=n_users)[users], noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "columns",
     [["image"], ["behaviour"], ["learned.behaviour", "learned.both"], ["nearest.image", "nearest.learned.both"]],
@@ -286,6 +287,7 @@ def test_injected_noise_looks_like_its_null_pairs_at_every_profile_size(columns)
 # ---------------------------------------------------------------- probabilities
 
 
+@pytest.mark.slow
 def test_noise_is_found_and_its_share_follows_what_was_injected():
     users, items, features, n_users, n_items = world(500, 600, sharpness=0.97, sizes=(4, 25))
     shares, estimates = [], []
@@ -408,6 +410,7 @@ def test_few_pairs_or_equal_popularity_are_one_group():
         assert found(np.array([0, 3, 10_000])) == pytest.approx(np.ones(3))
 
 
+@pytest.mark.slow
 def test_fewer_pairs_of_rare_items_are_called_noise_where_they_hold_less_of_it():
     users, items, features, n_users, n_items = world(500, 300, sharpness=0.97, sizes=(4, 25))
     noisy_users, noisy_items, noise = inject(users, items, n_users, n_items, 0.4, 5)

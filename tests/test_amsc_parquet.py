@@ -24,6 +24,8 @@ from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.cli.main import main
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 N_USERS, N_ITEMS = 260, 90
 
 

@@ -29,6 +29,8 @@ from recbole_guider.training.checkpoint import PlainCheckpoints
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.resources import properties_dir
 
+pytestmark = pytest.mark.slow
+
 SPECS = Path(recbole_guider.__file__).resolve().parent.parent / "benchmarks" / "specs"
 
 

@@ -21,7 +21,7 @@ from recbole_guider.guider import calibration as calibrations
 from recbole_guider.guider.calibration_cache import calibration_key, load_or_compute
 from recbole_guider.utils.errors import GuiderError
 
-pytestmark = pytest.mark.own_calibration
+pytestmark = [pytest.mark.own_calibration, pytest.mark.slow]
 
 
 @pytest.fixture

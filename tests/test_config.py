@@ -35,7 +35,7 @@ from recbole_guider.utils.settings import Settings
 from recbole_guider.utils.yaml_files import read_yaml
 
 #: What this package adds to RecBole's entries.
-OURS = {"guider", "denoising", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise"}
+OURS = {"guider", "denoising", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise", "import"}
 OURS |= {"mirror_gradient"}
 
 

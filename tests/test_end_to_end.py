@@ -104,6 +104,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(toy: dict[
     assert first["test_result"] != other["test_result"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["GUIDER_FREEDOM", "LightGCN"])
 @pytest.mark.parametrize("schedule", ["in_sync", "pretrained"])
 def test_a_killed_run_resumes_to_the_same_weights(model: str, schedule: str, toy: dict[str, Any]) -> None:
@@ -131,6 +132,7 @@ def test_guider_block_and_guider_name_are_the_same_run(toy: dict[str, Any]) -> N
     assert by_name["best_valid_result"] == by_block["best_valid_result"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
     [

@@ -33,6 +33,8 @@ from recbole_guider.training.checkpoint import PlainCheckpoints
 from recbole_guider.training.trainer import GuiderTrainer
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"calibration": {"learned": False, "anchors": 8}}
 
 

@@ -23,7 +23,7 @@ from recbole_guider.quick_start import _prepare
 from recbole_guider.training.checkpoint import PlainCheckpoints
 from recbole_guider.training.mirror_gradient import _reaches_base
 from recbole_guider.training.settings import MirrorGradientSettings
-from recbole_guider.training.trainer import GuiderTraining, _with
+from recbole_guider.training.trainer import GuiderTraining, with_training
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.model_state import Snapshot
 from recbole_guider.utils.resources import properties_dir
@@ -261,7 +261,7 @@ def test_a_trainer_whose_steps_are_its_own_is_refused() -> None:
     trainers = {Trainer: True, RecVAETrainer: True, KGTrainer: True, NCLTrainer: False}
     for trainer, expected in trainers.items():
         for mixin in (PlainCheckpoints, GuiderTraining):
-            assert _reaches_base(_with(mixin, trainer)) is expected, (mixin, trainer)
+            assert _reaches_base(with_training(mixin, trainer)) is expected, (mixin, trainer)
 
 
 def test_ncl_says_so_before_training(toy: dict[str, Any]) -> None:

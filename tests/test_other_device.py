@@ -29,6 +29,8 @@ from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.losses.distillation import ot_distillation_loss
 from recbole_guider.quick_start import _prepare, load_data_and_model, run_recbole_guider
 
+pytestmark = pytest.mark.slow
+
 OURS = [
     info.name
     for info in list_models()

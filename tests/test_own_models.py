@@ -21,6 +21,8 @@ from recbole_guider.guider.model import Guider
 from recbole_guider.models.base import Encoding, FactorisedRecommender
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "own_models.md"
 QUICK = {"calibration": {"learned": False, "anchors": 8}}
 

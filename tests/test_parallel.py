@@ -32,6 +32,8 @@ from recbole_guider.utils import distributed
 from recbole_guider.utils.batch_parts import BatchPart
 from recbole_guider.utils.errors import GuiderError, ProcessFailed
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(recbole_guider.__file__).parent.parent / "run_recbole_guider.py"
 
 #: Runs that are compared, and whether the parts of a batch make up its loss: None where a model has no such loss.

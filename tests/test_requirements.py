@@ -92,8 +92,7 @@ def test_calibrator_graphs_and_losses_work_without_recbole() -> None:
 import numpy as np, torch
 from recbole_guider.amsc import calibrate, calibrate_parquet
 from recbole_guider.graph import bipartite_adjacency, knn_graph
-from recbole_guider.losses.dbpr import dbpr_loss
-from recbole_guider.losses.distillation import ot_distillation_loss
+from recbole_guider.losses import dbpr_loss, ot_distillation_loss
 rng = np.random.default_rng(0)
 pairs = np.unique(rng.integers(0, [30, 20], size=(300, 2)), axis=0)
 found = calibrate(pairs[:, 0], pairs[:, 1], {"text": rng.normal(size=(20, 4))}, n_users=30, n_items=20)
@@ -101,5 +100,11 @@ assert len(found.clean_probability) == len(pairs) and not any(name.startswith("r
 bipartite_adjacency(pairs[:, 0], pairs[:, 1], 30, 20)
 knn_graph(rng.normal(size=(20, 4)).astype(np.float32), 3)
 """
+    done = without_recbole(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_processes_that_only_predict_do_without_torch() -> None:
+    code = "from recbole_guider.amsc import calibrate_parquet, calibrator, parquet\nassert 'torch' not in sys.modules"
     done = without_recbole(code)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,8 @@ from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.quick_start import _prepare
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 
 def interrupted(model: str, settings: dict[str, Any], after: int, metric_falls: bool = False) -> Any:
     """The trainer of a run on the toy data that was killed after epoch ``after``, its files left as they were."""

@@ -16,6 +16,8 @@ from recbole_guider.amsc.profiles import Candidates, build_profiles
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import modality_list
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3, 0.6])
 @pytest.mark.parametrize("slope", [0.0, 0.2, 0.8])

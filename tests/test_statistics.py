@@ -89,12 +89,14 @@ def test_a_comparison_pairs_users_and_seeds() -> None:
     assert compare({0: ours[0]}, theirs).seeds == 1 and np.isnan(compare({0: ours[0]}, theirs).p_seeds)
 
 
+@pytest.mark.slow
 def test_the_tests_find_an_effect_and_keep_their_level() -> None:
     assert compare(*measured(0.05)).p_users < 1e-6
     false = [compare(*measured(0.0, seed=seed)).p_users < 0.05 for seed in range(200)]
     assert 2 <= sum(false) <= 20  # 10 expected
 
 
+@pytest.mark.slow
 def test_the_interval_of_two_seeds_covers_no_difference_often_enough() -> None:
     found = [compare(*measured(0.0, users=100, seeds=2, seed=seed)) for seed in range(200)]
     assert sum(each.low <= 0 <= each.high for each in found) >= 180  # 190 expected; a normal interval has some 175

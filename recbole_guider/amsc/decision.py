@@ -11,7 +11,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from recbole_guider.amsc.folds import UserFolds
 from recbole_guider.amsc.profiles import FloatArray, IntArray
-from recbole_guider.utils.interactions import group_edges
+from recbole_guider.utils.groups import group_edges
 
 #: UserFolds of the users for cross-fitting.
 FOLDS = 5

@@ -62,6 +62,7 @@ def _overall() -> str:
         f"# What recbole-guider adds to RecBole's own defaults (recbole/properties/overall.yaml, which all stay).\n"
         f"# {_MADE}\n{_lines(OverallSettings)}"
         "# eval_mask and noise are keys of the guider block as well; both places hold for plain models too.\n"
+        f"#\n# mirror_gradient has these keys\n{_commented(MirrorGradientSettings)}"
     )
 
 
@@ -73,7 +74,7 @@ def _guider() -> str:
 
 
 def _denoising() -> str:
-    common = "".join(f"# {line}\n" for line in _lines(DenoisingSettings, 2).splitlines())
+    common = _commented(DenoisingSettings)
     methods = ""
     for name, method in METHODS.items():
         schema, own = method.settings_class, _own(method.settings_class)
@@ -84,6 +85,10 @@ def _denoising() -> str:
         f"# This file lists the methods with their parameters and defaults; it is not read by a run.\n# {_MADE}\n"
         f"#\n# Every method also takes\n{common}{methods}"
     )
+
+
+def _commented(schema: type[Settings]) -> str:
+    return "".join(f"# {line}\n" for line in _lines(schema, 2).splitlines())
 
 
 def _own(schema: type[Settings]) -> list[str]:

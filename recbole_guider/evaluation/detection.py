@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from recbole_guider.utils.interactions import group_edges
+from recbole_guider.utils.groups import group_edges
 
 
 def detection_figures(suspicion: np.ndarray, is_noise: np.ndarray) -> dict[str, float]:

@@ -76,8 +76,3 @@ def _grouped(values: np.ndarray, groups: np.ndarray, n_groups: int) -> tuple[np.
 def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
     return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
-
-
-def group_edges(values: np.ndarray, groups: int) -> np.ndarray:
-    """float64 [groups - 1 or fewer], rising: where groups of about equal size begin; equal values are never split."""
-    return np.unique(np.quantile(values, np.linspace(0, 1, groups + 1)[1:-1]))

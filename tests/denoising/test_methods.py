@@ -30,6 +30,8 @@ from recbole_guider.denoising.model import INTERACTION
 from recbole_guider.denoising.sgdl import clean_share, gumbel_selection, memorised_pairs
 from recbole_guider.quick_start import _prepare
 
+pytestmark = pytest.mark.slow
+
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))

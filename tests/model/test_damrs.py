@@ -15,6 +15,8 @@ import recbole_guider.models.damrs as damrs_module
 from recbole_guider.models.damrs import _NeighbourLoss
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"knn_k": 4, "n_mm_layers": 2, "neighbour_weight": 0.1, "kl_weight": 0.5}
 
 

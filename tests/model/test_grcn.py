@@ -19,6 +19,8 @@ from torch.nn.functional import leaky_relu, normalize
 
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 
 def _placed(folder: Path, n_routing: int) -> Reference:
     ours = reference(

@@ -20,6 +20,8 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"n_hyper_layers": 2, "n_hyperedges": 3, "alpha": 0.7, "cl_weight": 0.01, "reg_weight": 0.1}
 
 

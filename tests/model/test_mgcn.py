@@ -20,6 +20,8 @@ from torch.nn.functional import normalize
 
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"knn_k": 4, "n_mm_layers": 2, "reg_weight": 0.1, "cl_weight": 0.1}
 
 

@@ -14,6 +14,8 @@ from torch.nn.functional import normalize
 
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 FORMS = [(fusion, weighting) for fusion in ("mean", "sum", "concat") for weighting in ("equal", "alpha", "normalized")]
 
 

@@ -21,6 +21,8 @@ from torch.nn.functional import leaky_relu, logsigmoid, normalize
 
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 
 def _placed(folder: Path, **settings: Any) -> Reference:
     ours = reference("MVGAE", folder, embedding_size=8, latent_size=6, n_layers=1, **settings)

@@ -22,6 +22,8 @@ from recbole_guider.graph import bipartite_adjacency
 from recbole_guider.models.pgl import principal_subgraph
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"knn_k": 4, "cl_weight": 0.1, "feature_dropout": 0.0}
 
 

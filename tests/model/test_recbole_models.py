@@ -25,6 +25,8 @@ from recbole_guider.quick_start import _prepare
 from recbole_guider.training.trainer import GuiderTraining
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 MODELS = [
     info.name
     for info in list_models()

@@ -19,6 +19,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 
 def test_agrees_with_its_reference(tmp_path: Path) -> None:
     ours = reference(

@@ -15,6 +15,8 @@ from recbole_guider.config.registry import get_model_class
 from recbole_guider.quick_start import _prepare
 from recbole_guider.utils.errors import GuiderError
 
+pytestmark = pytest.mark.slow
+
 OURS = [info for info in list_models() if get_model_class(info.name).__module__.startswith("recbole_guider.")]
 TRAINED = sorted(info.name for info in OURS if info.kind != "traditional")
 #: what makes a model draw random numbers, where its defaults do not

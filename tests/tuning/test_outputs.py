@@ -28,6 +28,8 @@ from recbole_guider.tuning.tables import evaluation_table, trial_table, write_ta
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.yaml_files import read_yaml, write_yaml
 
+pytestmark = pytest.mark.slow
+
 
 def metrics(evaluation: int, score: float, best: float, over: bool = False) -> dict[str, Any]:
     return {

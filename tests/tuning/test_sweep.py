@@ -31,6 +31,8 @@ from recbole_guider.tuning.sweep import _check_unchanged, _common_settings, _def
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.yaml_files import read_yaml, write_yaml
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 80_000_000
 
 
