@@ -124,12 +124,17 @@ def test_a_benchmark_gives_it_to_its_processes(mine: Any, toy: dict[str, Any], t
     [
         ("nowhere.py", r"import names nowhere\.py: there is no file .*nowhere\.py"),
         ("no_such_module", "import of no_such_module failed: ModuleNotFoundError"),
+        ("..", r"import names \.\.: give a Python file"),
+        ("leaves.py", r"import of .*leaves\.py failed: SystemExit"),
+        ("json.py", r"a module called json is loaded already: rename the file"),
         (3, "import is 3: it must be the name of a Python file or a module"),
         ("broken.py", r"import of .*broken\.py failed: ZeroDivisionError"),
     ],
 )
 def test_what_cannot_be_imported_is_one_sentence(named: Any, message: str, toy: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "json.py").write_text("")
     with pytest.raises(GuiderError, match=message):
         run_recbole_guider("BPR", "toy", config_dict={**toy, "import": named})
 
@@ -165,3 +170,17 @@ def test_the_page_runs(toy: dict[str, Any], tmp_path: Path) -> None:
     finally:
         METHODS.pop("clipped", None)
         sys.modules.pop("clipped", None)
+
+
+def test_a_file_that_failed_can_be_mended_and_imported_again(tmp_path: Path) -> None:
+    file = tmp_path / "mended_later.py"
+    file.write_text("1 / 0\n")
+    with pytest.raises(GuiderError, match="ZeroDivisionError"):
+        extensions.import_extensions(file.name, tmp_path)
+    assert "mended_later" not in sys.modules
+    file.write_text("KNOWN = True\n")
+    try:
+        assert extensions.import_extensions([file.name, str(file)], tmp_path) == [str(file)] * 2
+        assert sys.modules["mended_later"].KNOWN
+    finally:
+        sys.modules.pop("mended_later", None)

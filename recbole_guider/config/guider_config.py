@@ -549,7 +549,7 @@ def is_our_run(
 ) -> bool:
     """Whether a run with these arguments of RecBole's ``Config``, and this process's command line, needs this package:
     its model is one that RecBole by itself does not know, or a block is on (``guider``, ``denoising``,
-    ``mirror_gradient``), or its data are not RecBole's (``noise``, ``eval_mask``).
+    ``mirror_gradient``), its data are not RecBole's (``noise``, ``eval_mask``), or it has an ``import``.
 
     What cannot be read here is not ours: RecBole says what it thinks of it.
     """
@@ -580,6 +580,8 @@ def check_known_by_name(
         GuiderError: a denoising method is on, or mirror gradient for a model of RecBole's own; or the method is wrong.
     """
     found = _asked_of_us(model, config_file_list, config_dict)
+    if found.get("import"):
+        return  # what it names may be a user's own, which is known once the configuration is made
     denoising = denoising_settings(found.get("denoising"))
     hint = "the name of a model: train with run_recbole or run_recbole_guider, or load_data_and_model a trained one."
     if denoising is not None:

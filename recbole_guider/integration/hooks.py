@@ -3,7 +3,8 @@
 ``run_recbole``, ``objective_function``, ``load_data_and_model`` and the functions that people build scripts from
 (``Config``, ``create_dataset``, ``data_preparation``, ``get_model``, ``get_trainer``) each ask one question: is this
 run ours? It is, if its model is one of this package, a registered one, or has ``GUIDER_`` before its name, or if its
-settings have a block that is on: ``guider:``, ``denoising:``, ``mirror_gradient:`` or ``noise:``, or an ``eval_mask:``.
+settings have a block that is on: ``guider:``, ``denoising:``, ``mirror_gradient:`` or ``noise:``, an ``eval_mask:`` or
+an ``import:``.
 Then the function of this package does the work; otherwise RecBole's own does, unchanged. A script that is built of the
 latter functions finds its model and its trainer by the name of the model: what the name does not say, ``Config``
 refuses.

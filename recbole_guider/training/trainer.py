@@ -353,6 +353,8 @@ class GuiderTraining(PlainCheckpoints):
         self._order.set_state(state["order"].cpu())
         self._student_order.set_state(state["student_order"].cpu())
         self.clean_probability = state["clean_probability"].cpu()
+        if "is_clean" not in state:
+            raise GuiderError("resume is a checkpoint of an older version, which cannot be continued: train anew.")
         self.is_clean = state["is_clean"].cpu()
         self.calibration_summary = state["calibration"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ _imported: set[str] = set()
 def import_extensions(named: Any, base: Path) -> list[str]:
     """Import Python files, or modules by their dotted names; each once in a process.
 
-    Only what a user names in a command, a property file or a spec comes here: of a checkpoint or any other file that
-    may be a stranger's nothing is imported.
+    Only what a user names in a command, a property file, a spec or the folder of a sweep that goes on comes here: a
+    checkpoint imports nothing.
 
     Args:
         named: a name or a list of names; None for none. A name that ends in ``.py`` is a file.
@@ -42,32 +43,38 @@ def import_extensions(named: Any, base: Path) -> list[str]:
 
 def _import(name: str, base: Path) -> str:
     if not name.endswith(".py"):
-        _run(name, lambda: importlib.import_module(name))
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise GuiderError(f"import names {name}: give a Python file (name.py) or the dotted name of a module.")
+        with _told(name):
+            importlib.import_module(name)
         return name
     file = (base / user_path(name)).resolve()
     if not file.is_file():
         raise GuiderError(f"import names {name}: there is no file {file}.")
     if str(file) in _imported:
         return str(file)
-    # under its own name, so that what it defines can be pickled and found again
+    # under its own name, by which pickle finds what it defines
+    if file.stem in sys.modules:
+        raise GuiderError(f"import names {file}, but a module called {file.stem} is loaded already: rename the file.")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    loader = spec.loader
-
-    def execute() -> None:
-        sys.modules.setdefault(file.stem, module)
-        loader.exec_module(module)
-
-    _run(str(file), execute)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    try:
+        with _told(str(file)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]  # half of it has run
+        raise
     _imported.add(str(file))
     return str(file)
 
 
-def _run(name: str, execute: Any) -> None:
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What a user's file raises becomes one sentence that names the file."""
     try:
-        execute()
+        yield
     except GuiderError as error:
         raise GuiderError(f"import of {name}: {error}") from error
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:
         raise GuiderError(f"import of {name} failed: {type(error).__name__}: {error}") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 #: What lasts beyond a batch although it has no value at first (NCL's clusters). Other attributes that begin as None are
 #: taken for what a batch or an evaluation leaves behind.
 _MADE_LATER = {"user_centroids", "user_2cluster", "item_centroids", "item_2cluster"}
-#: Data as large as the training part, which GUIDER weighs and thins by what it saves itself.
+#: Data as large as the training part, which GUIDER weights and subsamples by what it saves itself.
 _DATA = {"history_item_value", "history_item_matrix"}
 
 #: The key that tells what a stored array or matrix was.
