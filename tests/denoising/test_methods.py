@@ -238,7 +238,7 @@ def test_the_weigher_learns_through_a_step_of_the_backbone(toy: dict[str, Any]) 
         parameters = list(moved.recommender.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(weighted, parameters), strict=True):
             parameter.data -= method.learning_rate * gradient
-        return float(moved.observe(there)[0].logits.row_losses().mean())
+        return float(moved.observe(there)[0].logits.row_losses().mean().detach())
 
     losses = model.observe(here)[0].logits.row_losses()
     found = method.losses_after_step(losses, there).mean()
