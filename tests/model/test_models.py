@@ -20,7 +20,6 @@ from recbole_guider.models.fast_lightgcn import FastLightGCN
 from recbole_guider.models.freedom import FREEDOM
 from recbole_guider.quick_start import _prepare
 from recbole_guider.utils.errors import GuiderError
-from recbole_guider.utils.interactions import Profiles
 
 
 def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
@@ -198,27 +197,6 @@ def test_the_student_starts_where_the_plain_model_starts(toy: dict[str, Any]) ->
         if torch.is_tensor(value):
             assert torch.equal(value, student[name]), name
 
-
-def test_membership_and_drawing_against_sets() -> None:
-    rng = np.random.default_rng(0)
-    nobody = Profiles(*np.zeros((2, 0), dtype=np.int64), 3, 4)
-    assert not nobody.has(np.array([1, 2]), np.array([3, 0])).any()
-    users, items = rng.integers(1, 30, 300), rng.integers(1, 50, 300)
-    profiles = Profiles(users, items, 31, 51)
-    owned = set(zip(users.tolist(), items.tolist(), strict=True))
-    batch, candidates = rng.integers(1, 30, 64), np.unique(rng.integers(1, 50, 25))
-    rows, columns = profiles.among(batch, candidates)
-    expected = {(b, c) for b in range(64) for c in range(len(candidates)) if (batch[b], candidates[c]) in owned}
-    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
-    asked, of_asked = rng.integers(1, 30, 500), rng.integers(1, 50, 500)
-    found = [pair in owned for pair in zip(asked.tolist(), of_asked.tolist(), strict=True)]
-    assert any(found) and profiles.has(asked, of_asked).tolist() == found
-
-    generator = torch.Generator().manual_seed(0)
-    asked = np.repeat(np.array([users[0], 30]), 500)  # user 30 has nothing
-    drawn = profiles.draw(asked, generator).numpy()
-    assert set(drawn[:500]) == {item for user, item in owned if user == users[0]}
-    assert (drawn[500:] == -1).all()
 
 
 @pytest.mark.parametrize("form", ["softmax", "pairwise"])
