@@ -9,12 +9,12 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "recbole_guider/__init__.py").read_text()).group(1)
 
 # Lower bounds reach down to what RecBole 1.2.1's own pins give, so that nothing is replaced where RecBole lives
-# already; there are no upper bounds, since nothing newer is known to break. RecBole itself is installed beside this
-# package, without its pins (pip install --no-deps recbole==1.2.1): they cannot be met on Python 3.12 and newer.
+# already; upper bounds are only for what is known to break. RecBole itself is installed beside this package, without
+# its pins (pip install --no-deps recbole==1.2.1): they cannot be met on Python 3.12 and newer.
 REQUIREMENTS = [
     "torch>=2.6",  # torch.load reads weights only by default from here on, also where RecBole calls it
     "numpy>=1.23.5",
-    "pandas>=2.0",
+    "pandas>=2.0,<4",  # pandas 4 removes inplace=True, by which RecBole filters its tables
     "scipy>=1.10",
     "pyarrow>=12",
     "ray[data,tune]>=2.6.3",

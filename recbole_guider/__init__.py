@@ -24,8 +24,10 @@ __all__ = [
 compat.apply()
 hooks.apply()
 
-if _missing := requirements.recbole_is_missing():
-    warnings.warn(f"{_missing} (recbole_guider.amsc, .graph and .losses work without)", stacklevel=2)
+if _unmet := requirements.recbole_is_missing():
+    warnings.warn(f"{_unmet} (recbole_guider.amsc, .graph and .losses work without)", stacklevel=2)
+elif _unmet := requirements.unmet():
+    warnings.warn(_unmet, stacklevel=2)
 
 _HOMES = {
     "list_models": "recbole_guider.config.registry",

@@ -106,6 +106,8 @@ def test_loading_says_nothing_and_leaves_pandas_alone(config):
         warnings.simplefilter("error", UserWarning)
         if hasattr(pd.errors, "ChainedAssignmentError"):
             warnings.simplefilter("error", pd.errors.ChainedAssignmentError)
+        warnings.filterwarnings("error", "The inplace keyword")
+        warnings.filterwarnings("error", "__array_wrap__")
         data_preparation(config(), create_dataset(config()))
     assert pd.Series.agg is before
 

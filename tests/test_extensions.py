@@ -154,3 +154,14 @@ def test_what_is_no_method_is_refused() -> None:
             register_denoising(method)  # type: ignore[type-var]
     with pytest.raises(GuiderError, match=r"denoising\.method is 'mien', which does not exist"):
         run_recbole_guider("BPR", "toy", config_dict={"denoising": "mien"})
+
+
+def test_the_page_runs(toy: dict[str, Any], tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "denoising.md").read_text("utf-8")
+    (tmp_path / "clipped.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])  # type: ignore[index]
+    try:
+        settings = {**toy, "epochs": 1, "import": "clipped.py", "denoising": {"method": "clipped", "largest": 1.0}}
+        assert run_recbole_guider("LightGCN", "toy", config_dict=settings)["test_result"]
+    finally:
+        METHODS.pop("clipped", None)
+        sys.modules.pop("clipped", None)

@@ -250,7 +250,7 @@ def test_the_regulariser_of_parts_is_that_of_the_batch(norm: int, monkeypatch: p
             loss = part.weight * model.calculate_loss(part).sum()
         value += float(loss.detach())
         gradient += torch.autograd.grad(loss, [model.table])[0]
-    assert value == pytest.approx(float(whole), rel=1e-6)
+    assert value == pytest.approx(float(whole.detach()), rel=1e-6)
     torch.testing.assert_close(gradient, expected)
 
 

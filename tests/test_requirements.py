@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import metadata
 
+import numpy as np
 import pytest
 
 import recbole_guider
@@ -48,6 +49,28 @@ def test_one_sentence_names_the_library_and_what_to_install(
     assert told.startswith("error: ") and told.count("\n") == 1
 
 
+def test_a_library_too_new_for_the_ray_that_recbole_pins_is_named_where_ray_is_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray, numpy = metadata.version("ray"), metadata.version("numpy")
+    declare(monkeypatch, "numpy>=1", f'ray=={ray}; extra == "recbole"', 'numpy<1; extra == "recbole"')
+    for command in (["tune", "--out=sweep"], ["calibrate", "log.parquet", "--out=calibrated"]):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: numpy {numpy} is too new for ray {ray}, which needs numpy<1: pip install")
+        assert told.count("\n") == 1
+    assert requirements.unmet() == ""  # what needs no Ray works
+    declare(monkeypatch, "numpy>=1", 'ray==0.1; extra == "recbole"', 'numpy<1; extra == "recbole"')
+    assert requirements.unfit_for_ray() == ""  # another Ray than the pinned one
+
+
+def test_importing_says_which_library_is_too_new() -> None:
+    code = "from importlib import metadata\nmetadata.requires = lambda name: ['numpy<1']\nimport recbole_guider"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert f"numpy {np.__version__} is installed, and recbole-guider needs numpy<1" in done.stderr
+
+
 def test_other_requirements_of_extras_and_other_pythons_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, 'never-asked>=1; extra == "test"', 'never-asked>=1; python_version < "3"')
     assert requirements.unmet() == ""
@@ -69,8 +92,7 @@ def test_calibrator_graphs_and_losses_work_without_recbole() -> None:
 import numpy as np, torch
 from recbole_guider.amsc import calibrate, calibrate_parquet
 from recbole_guider.graph import bipartite_adjacency, knn_graph
-from recbole_guider.losses.dbpr import dbpr_loss
-from recbole_guider.losses.distillation import ot_distillation_loss
+from recbole_guider.losses import dbpr_loss, ot_distillation_loss
 rng = np.random.default_rng(0)
 pairs = np.unique(rng.integers(0, [30, 20], size=(300, 2)), axis=0)
 found = calibrate(pairs[:, 0], pairs[:, 1], {"text": rng.normal(size=(20, 4))}, n_users=30, n_items=20)

@@ -30,8 +30,9 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace, list[str]], None]
     #: whether settings of the form ``--key=value`` may follow
     takes_settings: bool = False
-    #: whether it needs RecBole
+    #: whether it needs RecBole, and whether Ray
     needs_recbole: bool = True
+    needs_ray: bool = False
     #: what ``recbole-guider <command> --help`` says above and below the arguments; the help where empty
     description: str = ""
     epilog: str = ""
@@ -103,7 +104,10 @@ def _require_values(settings: Sequence[str]) -> None:
 
 
 def _guarded(command: Command, arguments: argparse.Namespace, rest: list[str]) -> int:
-    if unmet := requirements.unmet(command.needs_recbole):
+    unmet = requirements.unmet(command.needs_recbole)
+    if command.needs_ray and not unmet:
+        unmet = requirements.unfit_for_ray()
+    if unmet:
         print(f"error: {unmet}", file=sys.stderr)
         return 2
     try:
@@ -331,7 +335,7 @@ Every setting of RecBole and of GUIDER can follow as --key=value, nested ones wi
 """,
     ),
     "tune": Command(
-        "search for the best settings", _add_tune_arguments, _tune, takes_settings=True,
+        "search for the best settings", _add_tune_arguments, _tune, takes_settings=True, needs_ray=True,
         description="Search for the settings with the best validation score, on this machine or a Ray cluster.",
         epilog="""\
 Settings that all trials share can follow as --key=value. A search space is a file such as
@@ -343,7 +347,7 @@ Settings that all trials share can follow as --key=value. A search space is a fi
     ),
     "calibrate": Command(
         "say of each interaction of a log in parquet files whether it is noise", _add_calibrate_arguments, _calibrate,
-        takes_settings=True, needs_recbole=False,
+        takes_settings=True, needs_recbole=False, needs_ray=True,
         description="AMSC on parquet files of any size, on this machine or on a Ray cluster, without training a model.",
         epilog="""\
   recbole-guider calibrate log/*.parquet --feature text=text.npy --feature image=image.npy,ids.txt --out calibrated

@@ -193,7 +193,8 @@ def pandas_loading(dataset_module: ModuleType) -> None:
     that the padding row of a float column stays NaN: the same values are now filled in before.
     ``Series.agg(len)``, in the remapping, normalising and binning of sequences, gives one number since pandas
     3, not one for each row: within the loading of a data set it has its old meaning. pandas 2.1 to 2.3
-    announce both changes in warnings that a user can do nothing about.
+    announce both changes in warnings that a user can do nothing about; so does pandas 3.1 of ``inplace=True``, which
+    RecBole filters its tables by and pandas 4 removes (setup.py keeps pandas below 4 until then).
     Can go when RecBole assigns the filled column back and uses ``Series.map(len)``.
     """
     Dataset: Any = dataset_module.Dataset
@@ -212,7 +213,8 @@ def pandas_loading(dataset_module: ModuleType) -> None:
     @functools.wraps(from_scratch)
     def load(self: Any) -> None:
         with _sequence_lengths(), warnings.catch_warnings():
-            for message in (".*inplace method.*", ".*chained assignment.*", ".*in Series.agg.*"):
+            told = (".*inplace method.*", ".*chained assignment.*", ".*in Series.agg.*", "The inplace keyword in.*")
+            for message in told:
                 warnings.filterwarnings("ignore", message, Warning, module=r"recbole\.data\.")
             from_scratch(self)
 
@@ -257,6 +259,22 @@ def _sequence_lengths() -> Iterator[None]:
         yield
     finally:
         pd.Series.agg = original
+
+
+def numpy_argsort(interaction_module: ModuleType) -> None:
+    """Let RecBole sort its interactions without handing numpy a tensor to wrap the result in.
+
+    Why: ``Interaction.sort`` calls ``np.argsort`` of a tensor, and numpy 2 announces that it will stop calling torch's
+    ``__array_wrap__`` as it is. Only RecBole's module is affected: its name ``np`` gets another ``argsort``. The
+    positions are the same, as a tensor.
+    Can go when RecBole calls torch.argsort, or torch's __array_wrap__ takes numpy 2's arguments.
+    """
+    import torch
+
+    def argsort(values: Any, *args: Any, **kwargs: Any) -> Any:
+        return torch.from_numpy(np.argsort(np.asarray(values), *args, **kwargs))
+
+    interaction_module.np = _Overlay(np, argsort=argsort)  # type: ignore[attr-defined]  # a module's name
 
 
 def torch_load_of_trainers(trainer_module: ModuleType) -> None:
@@ -462,6 +480,7 @@ _SHIMS: dict[str, tuple[Callable[[ModuleType], None], ...]] = {
     "ray": (ray_version_parser,),
     "pandas.io.formats.format": (pandas_formatter,),
     "recbole": (quiet_ray, numpy_aliases, scipy_dok_update),
+    "recbole.data.interaction": (numpy_argsort,),
     "recbole.data.dataset.dataset": (pandas_reading, pandas_loading),
     "recbole.data.dataloader.abstract_dataloader": (sampling_within_epoch,),
     "recbole.evaluator.collector": (collected_counts,),

@@ -6,6 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 _NAME = "recbole-guider"
 #: RecBole goes beside this package without its own requirements, whose pins cannot be met on Python 3.12 and newer.
@@ -27,12 +28,7 @@ def unmet(needs_recbole: bool = True) -> str:
     """
     if needs_recbole and (missing := recbole_is_missing()):
         return missing
-    try:
-        declared = [Requirement(text) for text in metadata.requires(_NAME) or ()]
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        declared = []
-    declared = [each for each in declared if each.marker is None or each.marker.evaluate({"extra": ""})]
-    for requirement in [*declared, *([Requirement(_RECBOLE)] if needs_recbole else [])]:
+    for requirement in [*_declared(), *([Requirement(_RECBOLE)] if needs_recbole else [])]:
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
@@ -44,3 +40,41 @@ def unmet(needs_recbole: bool = True) -> str:
                 f"'{requirement}'"
             )
     return ""
+
+
+def unfit_for_ray() -> str:
+    """A sentence about the first library that is too new for the Ray that is installed; empty: there is none.
+
+    Only the Ray that RecBole pins has such a limit; the set that it works with is that of the extra ``recbole``.
+    """
+    pinned = {each.name: each.specifier for each in _declared("recbole")}
+    try:
+        ray = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        return ""  # unmet() says so
+    if ray not in pinned.pop("ray", SpecifierSet("<0")):
+        return ""
+    pinned.pop("recbole", None)
+    for name, allowed in pinned.items():
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return f"ray {ray} needs {name}, which is not installed: pip install '{name}{allowed}'"
+        if not allowed.contains(version, prereleases=True):
+            return (
+                f"{name} {version} is too new for ray {ray}, which needs {name}{allowed}: "
+                f"pip install '{name}{allowed}', or a newer Ray: pip install -U 'ray[data,tune]'"
+            )
+    return ""
+
+
+def _declared(extra: str = "") -> list[Requirement]:
+    """This package's requirements for this Python: all of them, or those that only ``extra`` adds."""
+    try:
+        every = [Requirement(text) for text in metadata.requires(_NAME) or ()]
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return []
+    always = [each for each in every if each.marker is None or each.marker.evaluate({"extra": ""})]
+    if not extra:
+        return always
+    return [each for each in every if each not in always and each.marker and each.marker.evaluate({"extra": extra})]
