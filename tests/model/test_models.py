@@ -267,7 +267,8 @@ def test_eta_compares_true_and_false_items_of_the_same_user(toy: dict[str, Any])
             losses.append(model.dbpr.of_factors(model.teacher_scoring.factors(), batch))
     u, v = (normalize(matrix.detach(), dim=1) for matrix in model.teacher.embeddings())
     false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
-    drawn = model.dbpr.true_profiles.draw(batch["user_id"][false].numpy(), torch.Generator().set_state(state))
+    uniform = torch.rand(len(false), generator=torch.Generator().set_state(state), dtype=torch.float64)
+    drawn = model.dbpr.true_profiles.choose(batch["user_id"][false].numpy(), uniform.numpy())
     terms = []
     true_pairs = {(user, item) for user, item, p in zip(users, items, probability, strict=True) if p >= 0.5}
     for row, item in zip(false.tolist(), drawn.tolist(), strict=True):
