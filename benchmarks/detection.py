@@ -27,7 +27,7 @@ import pandas as pd
 from recbole_guider.amsc import calibrate
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.data.noise import inject_interactions
-from recbole_guider.evaluation.detection import detection_figures, detection_report
+from recbole_guider.evaluation import detection_figures, detection_report
 
 #: What may be seen of the pairs -> how the tables call it.
 EVIDENCE = {"both": "content + behaviour", "content": "content"}

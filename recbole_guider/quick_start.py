@@ -17,7 +17,7 @@ from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.config.trainers import trainer_class
 from recbole_guider.config.validation import check_outputs, check_valid_metric
 from recbole_guider.data.dataset import build_dataset, prepare_data
-from recbole_guider.evaluation.detection import detection_line
+from recbole_guider.evaluation import detection_line
 from recbole_guider.models.base import require_sampled_items
 from recbole_guider.training.checkpoint import load, load_model
 from recbole_guider.training.parallel.launch import Processes, launch

@@ -226,7 +226,7 @@ def test_null_items_follow_popularity_or_are_uniform():
     rows = np.repeat(np.arange(profiles.n_pairs), 30)
     for by_popularity in (True, False):
         nulls = draw_null_pairs(profiles, rows, by_popularity=by_popularity, rng=np.random.default_rng(0))
-        assert not profiles.contains(profiles.users[nulls.pair], nulls.items).any()
+        assert not profiles.has(profiles.users[nulls.pair], nulls.items).any()
         weight = profiles.item_degree if by_popularity else (profiles.item_degree > 0).astype(float)
         expected = np.zeros(n_items)
         for user in range(n_users):

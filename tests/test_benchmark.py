@@ -24,7 +24,7 @@ from recbole_guider.benchmark.runner import _reason, metrics_of, read_results, r
 from recbole_guider.benchmark.spec import level_of, read_spec
 from recbole_guider.cli.main import main
 from recbole_guider.data.eval_mask import PerUserEvaluator
-from recbole_guider.evaluation.significance import compare
+from recbole_guider.evaluation import compare
 from recbole_guider.training.checkpoint import PlainCheckpoints
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.resources import properties_dir

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recbole_guider import run_recbole_guider
-from recbole_guider.evaluation.detection import detection_figures, detection_report, worst_group
+from recbole_guider.evaluation import detection_figures, detection_report, worst_group
 
 
 @pytest.fixture

@@ -51,14 +51,14 @@ def learned(**settings):
 def test_each_pair_gives_way_to_a_null_pair_once_and_profiles_keep_their_size(null_items):
     profiles, found = learned(null_items=null_items)
     halves = list(simex._halves_with_more_noise(profiles, found.calibrator, np.random.default_rng(0)))
-    stays = np.array([half.contains(profiles.users, profiles.items) for half in halves])
+    stays = np.array([half.has(profiles.users, profiles.items) for half in halves])
     # a pair whose stand-in has come already stays in both
     assert np.all(stays.any(axis=0)) and np.mean(stays.all(axis=0)) < 0.1
     assert np.mean(stays[0]) == pytest.approx(0.5, abs=0.06)
     came = []
     for half in halves:
-        assert np.array_equal(half.indptr, profiles.indptr) and np.array_equal(half.keys, profiles.keys)
-        new = ~profiles.contains(half.users, half.items)
+        assert np.array_equal(half.indptr, profiles.indptr) and np.array_equal(half.user_keys, profiles.user_keys)
+        new = ~profiles.has(half.users, half.items)
         came += half.items[new].tolist()
     popularity = np.corrcoef(np.bincount(came, minlength=profiles.n_items), profiles.item_degree)[0, 1]
     assert popularity > 0.8 if null_items == "popularity" else popularity < 0.4

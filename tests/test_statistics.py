@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from recbole_guider.evaluation.significance import compare, holm, paired_t, signed_rank
+from recbole_guider.evaluation import compare, holm, paired_t, signed_rank
 from recbole_guider.utils.errors import GuiderError
 
 

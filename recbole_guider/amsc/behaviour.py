@@ -6,8 +6,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.profiles import Candidates, FloatArray
 from recbole_guider.amsc.similarity import SNAP
+from recbole_guider.utils.interactions import IntArray, InteractionIndex
 
 #: Sum of squared profile sizes up to which items' common users are counted: time and memory of the counts.
 COUNT_BUDGET = 50_000_000
@@ -37,7 +38,7 @@ class CoOccurrence:
         weight: float [n_items], the confidence c_i; similarities come out multiplied by sqrt(c_i c_i').
     """
 
-    def __init__(self, profiles: Profiles, weight: FloatArray) -> None:
+    def __init__(self, profiles: InteractionIndex, weight: FloatArray) -> None:
         self.counts = sp.csr_matrix(profiles.matrix.T @ profiles.matrix)
         self.counts.sort_indices()
         self.degree = profiles.item_degree.astype(np.float64)
@@ -55,7 +56,7 @@ class CoOccurrence:
         degree = self.degree[items] - own
         return np.where(degree > 0, self.root[items] / np.sqrt(np.where(degree > 0, degree, 1.0)), 0.0)
 
-    def mean_scores(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
+    def mean_scores(self, profiles: InteractionIndex, candidates: Candidates) -> FloatArray:
         """Mean of sqrt(c_i c_i') S_b(i, i') over the profile without the left-out item; float64 [n].
 
         One sparse product for each block of users gives the scores of all items at once; what the user and the

@@ -132,7 +132,7 @@ def calibrate(
     to_input = profiles.inverse
     first_row = np.zeros(profiles.n_pairs, dtype=np.int64)
     first_row[to_input[::-1]] = np.arange(len(to_input))[::-1]
-    null_pair = profiles.rows_of(sample.keys[sample.users[nulls.pair]], sample.items[nulls.pair])
+    null_pair = profiles.rows(sample.user_keys[sample.users[nulls.pair]], sample.items[nulls.pair])
     return Calibration(
         score=prediction.score[to_input].astype(np.float32),
         clean_probability=prediction.probability[to_input].astype(np.float32),

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from recbole_guider.amsc import decision
 from recbole_guider.amsc.evidence import Evidence, classifier_columns
-from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.profiles import Candidates, FloatArray
 from recbole_guider.amsc.settings import CalibrationSettings
+from recbole_guider.utils.interactions import IntArray, InteractionIndex
 
 #: What :attr:`Calibrator.rule` may be.
 DensityRatio = decision.CrossFitted | FloatArray | None
 
 
-def judged_pairs(profiles: Profiles, settings: CalibrationSettings) -> NDArray[np.bool_]:
+def judged_pairs(profiles: InteractionIndex, settings: CalibrationSettings) -> NDArray[np.bool_]:
     """bool [n_pairs]: the pairs of users with at least ``min_profile`` items."""
     return profiles.size[profiles.users] >= max(settings.min_profile, 2)
 
@@ -64,7 +65,7 @@ class Calibrator:
     conservative_pi0: float
     by_popularity: decision.NoiseByPopularity | None = None
 
-    def ratio(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
+    def ratio(self, profiles: InteractionIndex, candidates: Candidates) -> FloatArray:
         """f/f0 of candidates, observed or null, where that is the rule; float64 [len(candidates)].
 
         Args:
@@ -73,7 +74,7 @@ class Calibrator:
         score, parts = self._compared(profiles, candidates)
         return self._ratio(profiles, candidates, score, parts)
 
-    def __call__(self, profiles: Profiles, known: Mapping[str, FloatArray] | None = None) -> Prediction:
+    def __call__(self, profiles: InteractionIndex, known: Mapping[str, FloatArray] | None = None) -> Prediction:
         """The prediction on all pairs of ``profiles``, which holds each of its users' whole profile.
 
         Args:
@@ -98,7 +99,7 @@ class Calibrator:
         return Prediction(score, probability, is_clean, parts)
 
     def _compared(
-        self, profiles: Profiles, candidates: Candidates, known: Mapping[str, FloatArray] | None = None
+        self, profiles: InteractionIndex, candidates: Candidates, known: Mapping[str, FloatArray] | None = None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The score and the evidence of candidates, the latter ``known`` or computed."""
         parts = dict(known or {})
@@ -107,9 +108,9 @@ class Calibrator:
         return self.evidence.score(profiles, candidates, parts, self.weights), parts
 
     def _ratio(
-        self, profiles: Profiles, candidates: Candidates, score: FloatArray, parts: Mapping[str, FloatArray]
+        self, profiles: InteractionIndex, candidates: Candidates, score: FloatArray, parts: Mapping[str, FloatArray]
     ) -> FloatArray:
         assert isinstance(self.density_ratio, decision.CrossFitted)
         degree = self.item_degree[candidates.items] - (candidates.items == candidates.left_out)
         rows, _ = classifier_columns(score, parts, profiles.size[candidates.users], degree, self.settings)
-        return self.density_ratio.ratio(rows, profiles.keys[candidates.users])
+        return self.density_ratio.ratio(rows, profiles.user_keys[candidates.users])

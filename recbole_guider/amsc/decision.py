@@ -10,8 +10,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
 
 from recbole_guider.amsc.folds import UserFolds
-from recbole_guider.amsc.profiles import FloatArray, IntArray
+from recbole_guider.amsc.profiles import FloatArray
 from recbole_guider.utils.groups import group_edges
+from recbole_guider.utils.interactions import IntArray
 
 #: UserFolds of the users for cross-fitting.
 FOLDS = 5
@@ -39,7 +40,7 @@ class CrossFitted:
 
     Args:
         observed: float [n, k]; null: float [m, k].
-        users: int [n]; null_users: int [m], keys of users (see ``Profiles``).
+        users: int [n]; null_users: int [m], keys of users (see ``InteractionIndex``).
         monotone: [k], 1 where f/f0 must not fall as the column rises, 0 where it may do anything.
         rng: chooses the parts.
     """

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_guider.amsc.folds import UserFolds
-from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.profiles import Candidates, FloatArray
+from recbole_guider.utils.interactions import IntArray, InteractionIndex
 
 #: Share of each direction's own spread that is added to it, against chance.
 SHRINKAGE = 0.1
@@ -22,7 +23,10 @@ _BLOCK_ELEMENTS = 4_194_304
 
 
 def products(
-    rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates, target: NDArray[np.float32] | None = None
+    rows: NDArray[np.float32],
+    profiles: InteractionIndex,
+    candidates: Candidates,
+    target: NDArray[np.float32] | None = None,
 ) -> Iterator[tuple[slice, FloatArray]]:
     """Blocks of v_i * r_u, entry by entry; float32 [block, d].
 
@@ -48,9 +52,9 @@ def products(
         yield block, (rest * of_items[candidates.items[block]]).astype(np.float32)
 
 
-def with_a_rest(parts: UserFolds, profiles: Profiles, candidates: Candidates) -> Iterator[tuple[int, IntArray]]:
+def with_a_rest(parts: UserFolds, profiles: InteractionIndex, candidates: Candidates) -> Iterator[tuple[int, IntArray]]:
     """(part, positions of its candidates), part by part, without candidates of users who have no other item."""
-    part = parts(profiles.keys)[candidates.users]
+    part = parts(profiles.user_keys)[candidates.users]
     others = profiles.size[candidates.users] > 1
     for k in range(parts.count):
         yield k, np.flatnonzero((part == k) & others)
@@ -70,7 +74,7 @@ class Discriminant:
     rows: list[NDArray[np.float32]]
     weights: list[FloatArray | None]
 
-    def scores(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
+    def scores(self, profiles: InteractionIndex, candidates: Candidates) -> FloatArray:
         """float64 [len(candidates)], 0 where the rest of the profile is empty.
 
         Args:
@@ -90,7 +94,7 @@ class Discriminant:
 def learn_discriminant(
     rows_of_part: list[NDArray[np.float32]],
     parts: UserFolds,
-    profiles: Profiles,
+    profiles: InteractionIndex,
     observed: Candidates,
     null: Candidates,
     rng: np.random.Generator,
@@ -108,7 +112,7 @@ def learn_discriminant(
         observed, null: sorted by user.
         rng: chooses the pairs that are learned from, where there are many.
     """
-    part = parts(profiles.keys)
+    part = parts(profiles.user_keys)
     weights: list[FloatArray | None] = []
     for k, rows in enumerate(rows_of_part):
         moments = []
@@ -128,7 +132,9 @@ def learn_discriminant(
     return Discriminant(parts, rows_of_part, weights)
 
 
-def _moments(rows: NDArray[np.float32], profiles: Profiles, candidates: Candidates) -> tuple[FloatArray, FloatArray]:
+def _moments(
+    rows: NDArray[np.float32], profiles: InteractionIndex, candidates: Candidates
+) -> tuple[FloatArray, FloatArray]:
     first, second = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
     for _, product in products(rows, profiles, candidates):
         first += product.sum(axis=0, dtype=np.float64)

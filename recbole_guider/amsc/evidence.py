@@ -12,9 +12,10 @@ from recbole_guider.amsc.behaviour import CoOccurrence
 from recbole_guider.amsc.discriminant import Discriminant
 from recbole_guider.amsc.factors import Factors
 from recbole_guider.amsc.learned import FoldedEmbeddings
-from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.profiles import Candidates, FloatArray
 from recbole_guider.amsc.settings import BEHAVIOUR, CalibrationSettings
 from recbole_guider.amsc.similarity import Modality, mean_scores, nearest_scores
+from recbole_guider.utils.interactions import IntArray, InteractionIndex
 
 #: What compares items by behaviour.
 Behaviour = CoOccurrence | FoldedEmbeddings | None
@@ -45,7 +46,7 @@ class Evidence:
         self.learned = dict(learned or {})
         self.fitted: dict[str, Discriminant | Factors] = {}
 
-    def of_log(self, profiles: Profiles) -> Evidence:
+    def of_log(self, profiles: InteractionIndex) -> Evidence:
         """This evidence where the log consists of these profiles: what is counted exactly is counted anew."""
         if not isinstance(self.behaviour, CoOccurrence):
             return self
@@ -53,7 +54,7 @@ class Evidence:
         other.behaviour = CoOccurrence(profiles, self.agreement)
         return other
 
-    def parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
+    def parts(self, profiles: InteractionIndex, candidates: Candidates) -> dict[str, FloatArray]:
         """The score of each modality on its own; name -> float64 [len(candidates)]."""
         result: dict[str, FloatArray] = {
             m.name: mean_scores(m.rows, self.agreement, profiles, candidates) for m in self.modalities
@@ -64,7 +65,7 @@ class Evidence:
             result[BEHAVIOUR] = self.behaviour.mean_scores(self.agreement, profiles, candidates)
         return _rounded(result)
 
-    def further_parts(self, profiles: Profiles, candidates: Candidates) -> dict[str, FloatArray]:
+    def further_parts(self, profiles: InteractionIndex, candidates: Candidates) -> dict[str, FloatArray]:
         """What is evidence beside the score: learned similarities, nearest items; name -> float64 [len(candidates)]."""
         result = {name: e.mean_scores(self.agreement, profiles, candidates) for name, e in self.learned.items()}
         result |= {name: fitted.scores(profiles, candidates) for name, fitted in self.fitted.items()}
@@ -79,7 +80,7 @@ class Evidence:
 
     def score(
         self,
-        profiles: Profiles,
+        profiles: InteractionIndex,
         candidates: Candidates,
         parts: Mapping[str, FloatArray],
         weights: Mapping[str, float],

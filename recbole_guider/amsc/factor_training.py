@@ -16,7 +16,7 @@ from torch.nn.functional import embedding, normalize
 
 from recbole_guider.amsc.factors import Factors
 from recbole_guider.amsc.folds import UserFolds
-from recbole_guider.amsc.profiles import IntArray, Profiles
+from recbole_guider.utils.interactions import IntArray, InteractionIndex
 from recbole_guider.utils.threads import one_thread
 
 DIMENSION = 64
@@ -33,7 +33,7 @@ _INITIAL_SPREAD = 0.1
 
 
 def learn_factors(
-    profiles: Profiles,
+    profiles: InteractionIndex,
     parts: UserFolds,
     item_degree: IntArray,
     content: NDArray[np.floating] | None,
@@ -56,7 +56,7 @@ def learn_factors(
         by_item: whether items have rows of their own, a_i and b_i.
         rng: starts a generator for each part.
     """
-    part = parts(profiles.keys)
+    part = parts(profiles.user_keys)
     x = None
     if content is not None:
         length = float(np.linalg.norm(content, axis=1).mean())

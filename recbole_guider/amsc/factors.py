@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from recbole_guider.amsc.discriminant import products, with_a_rest
 from recbole_guider.amsc.folds import UserFolds
-from recbole_guider.amsc.profiles import Candidates, FloatArray, Profiles
+from recbole_guider.amsc.profiles import Candidates, FloatArray
+from recbole_guider.utils.interactions import InteractionIndex
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Factors:
     context: list[NDArray[np.float32]]
     target: list[NDArray[np.float32]]
 
-    def scores(self, profiles: Profiles, candidates: Candidates) -> FloatArray:
+    def scores(self, profiles: InteractionIndex, candidates: Candidates) -> FloatArray:
         """float64 [len(candidates)], 0 where the rest of the profile is empty.
 
         Args:

@@ -27,11 +27,12 @@ from recbole_guider.amsc.learned import (
     joined_content,
     learn_embeddings,
 )
-from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, NullPairs, Profiles, draw_null_pairs
+from recbole_guider.amsc.profiles import Candidates, FloatArray, NullPairs, draw_null_pairs
 from recbole_guider.amsc.settings import BEHAVIOUR, CalibrationSettings
 from recbole_guider.amsc.simex import simex_count
 from recbole_guider.amsc.similarity import Modality, confidence
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.interactions import IntArray, InteractionIndex
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class LogCounts:
     item_degree: IntArray
 
     @classmethod
-    def of(cls, profiles: Profiles, settings: CalibrationSettings) -> LogCounts:
+    def of(cls, profiles: InteractionIndex, settings: CalibrationSettings) -> LogCounts:
         """The counts of these profiles."""
         n_judged = int(judged_pairs(profiles, settings).sum())
         return cls(profiles.n_pairs, n_judged, profiles.square_sum, profiles.item_degree)
@@ -98,9 +99,9 @@ class UserSample:
         """Positions of the sampled users among users with these keys."""
         return np.flatnonzero(uniform(keys, self.seed) < self.share)
 
-    def __call__(self, profiles: Profiles) -> Profiles:
+    def __call__(self, profiles: InteractionIndex) -> InteractionIndex:
         """The profiles of the sampled users; the same object where those are all."""
-        return profiles if self.share >= 1 else profiles.of_users(self.users(profiles.keys))
+        return profiles if self.share >= 1 else profiles.of_users(self.users(profiles.user_keys))
 
 
 def learning_sample(counts: LogCounts, seed: int) -> UserSample:
@@ -122,7 +123,7 @@ class CalibratorFit:
     """
 
     calibrator: Calibrator
-    sample: Profiles
+    sample: InteractionIndex
     parts: dict[str, FloatArray]
     nulls: NullPairs
     null_score: FloatArray
@@ -142,7 +143,7 @@ def check_modalities(modalities: list[Modality], behaviour: bool) -> None:
 
 def fit_calibrator(
     counts: LogCounts,
-    profiles: Profiles,
+    profiles: InteractionIndex,
     modalities: list[Modality],
     settings: CalibrationSettings,
     seed: int,
@@ -258,7 +259,9 @@ def fit_calibrator(
     )
     if found.counted is not None:
         # exact counts are those of all users
-        log, users = (sample, None) if exact is None or sample is profiles else (profiles, sampled.users(profiles.keys))
+        log, users = (
+            (sample, None) if exact is None or sample is profiles else (profiles, sampled.users(profiles.user_keys))
+        )
         with_more_noise = simex_count(calibrator, log, users, nulls, simex_rng)
         noise_rate = decision.extrapolated_noise_rate(found.counted, with_more_noise.noise_rate, with_more_noise.share)
         # both are too high where clean pairs look like noise
@@ -282,7 +285,7 @@ class _Decision:
 
 
 def _decide(
-    sample: Profiles,
+    sample: InteractionIndex,
     judged: NDArray[np.bool_],
     nulls: NullPairs,
     observed: tuple[FloatArray, Mapping[str, FloatArray]],
@@ -304,7 +307,7 @@ def _decide(
         degree, null_degree = item_degree[sample.items] - 1, item_degree[nulls.items]
         columns, monotone = classifier_columns(score, parts, size, degree, settings)
         null_columns, _ = classifier_columns(null_score, null_parts, size[nulls.pair], null_degree, settings)
-        keys = sample.keys[sample.users]
+        keys = sample.user_keys[sample.users]
         null_keys = keys[nulls.pair]
         density_ratio = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, rng)
         grouped = settings.noise_by == "popularity" and not settings.popularity  # which would be evidence already

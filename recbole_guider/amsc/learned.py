@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from recbole_guider.amsc.behaviour import counts_are_affordable
 from recbole_guider.amsc.folds import UserFolds
-from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.profiles import Candidates, FloatArray
 from recbole_guider.amsc.similarity import Modality, mean_scores, nearest_scores
+from recbole_guider.utils.interactions import IntArray, InteractionIndex
 
 #: Users are split into this many parts; each is scored by what the other parts did.
 PARTS = 5
@@ -49,20 +50,22 @@ class FoldedEmbeddings:
     parts: UserFolds
     rows: list[NDArray[np.float32]]
 
-    def split(self, profiles: Profiles, candidates: Candidates) -> Iterator[tuple[IntArray, NDArray[np.float32]]]:
+    def split(
+        self, profiles: InteractionIndex, candidates: Candidates
+    ) -> Iterator[tuple[IntArray, NDArray[np.float32]]]:
         """(positions in the candidates, the embeddings they are scored with), part by part."""
-        part = self.parts(profiles.keys)[candidates.users]
+        part = self.parts(profiles.user_keys)[candidates.users]
         for k, rows in enumerate(self.rows):
             yield np.flatnonzero(part == k), rows
 
-    def mean_scores(self, weight: FloatArray, profiles: Profiles, candidates: Candidates) -> FloatArray:
+    def mean_scores(self, weight: FloatArray, profiles: InteractionIndex, candidates: Candidates) -> FloatArray:
         """Leave-one-out mean cosine, as :func:`recbole_guider.amsc.similarity.mean_scores`."""
         result = np.zeros(len(candidates))
         for at, rows in self.split(profiles, candidates):
             result[at] = mean_scores(rows, weight, profiles, candidates.take(at))
         return result
 
-    def nearest_scores(self, weight: FloatArray, profiles: Profiles, candidates: Candidates) -> FloatArray:
+    def nearest_scores(self, weight: FloatArray, profiles: InteractionIndex, candidates: Candidates) -> FloatArray:
         """The largest cosine to the rest of a profile, as :func:`recbole_guider.amsc.similarity.nearest_scores`."""
         result = np.zeros(len(candidates))
         for at, rows in self.split(profiles, candidates):
@@ -71,7 +74,7 @@ class FoldedEmbeddings:
 
 
 def learn_embeddings(
-    profiles: Profiles, joined: NDArray[np.float32] | None, rng: np.random.Generator
+    profiles: InteractionIndex, joined: NDArray[np.float32] | None, rng: np.random.Generator
 ) -> dict[str, FoldedEmbeddings]:
     """Item embeddings for every part of the users from the interactions of the others.
 
@@ -96,7 +99,7 @@ def learn_embeddings(
         name -> :class:`FoldedEmbeddings`, rows of unit length.
     """
     parts = UserFolds(int(rng.integers(2**63)), PARTS)
-    part = parts(profiles.keys)
+    part = parts(profiles.user_keys)
     content = None if joined is None else half_whitened(joined)
     rows: dict[str, list[NDArray[np.float32]]] = {"behaviour": []}
     if content is not None:

@@ -35,11 +35,12 @@ from numpy.typing import ArrayLike, NDArray
 from recbole_guider.amsc.calibrator import Calibrator
 from recbole_guider.amsc.fit import LogCounts, UserSample, check_modalities, fit_calibrator, learning_sample
 from recbole_guider.amsc.folds import UserFolds
-from recbole_guider.amsc.profiles import Profiles, build_profiles
+from recbole_guider.amsc.profiles import build_profiles
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import Modality, modality_list
 from recbole_guider.utils.atomic_io import require_folder
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.interactions import InteractionIndex
 
 logger = logging.getLogger(__name__)
 
@@ -401,7 +402,7 @@ class _Pieces:
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         return pa.Table.from_batches(batches, schema)
 
-    def profiles(self, table: pa.Table) -> tuple[Profiles, pa.Array]:
+    def profiles(self, table: pa.Table) -> tuple[InteractionIndex, pa.Array]:
         """(profiles of the users of a bucket, their ids sorted); ``inverse`` leads from the rows of ``table``."""
         column = table[self.user].combine_chunks()
         ids = pc.unique(column)
@@ -545,17 +546,17 @@ def _deal(table: pa.Table, user: str, item: str, compact: bool, n_buckets: int, 
 
 
 def _sampled(
-    bucket: tuple[Profiles, pa.Array], sample_of: UserSample
+    bucket: tuple[InteractionIndex, pa.Array], sample_of: UserSample
 ) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
     """(ids of the sampled users, sizes of their profiles, items)."""
     profiles, ids = bucket
-    users = sample_of.users(profiles.keys)
+    users = sample_of.users(profiles.user_keys)
     chosen = profiles.of_users(users)
     return ids.take(pa.array(users)), chosen.size, chosen.items
 
 
-def _joined(parts: list[tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]], n_items: int) -> Profiles:
-    """One :class:`Profiles` of sampled users, sorted by their ids."""
+def _joined(parts: list[tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]], n_items: int) -> InteractionIndex:
+    """One :class:`InteractionIndex` of sampled users, sorted by their ids."""
     ids = pa.concat_arrays([part[0] for part in parts])
     order = pc.array_sort_indices(ids).to_numpy()
     rank = np.empty(len(order), dtype=np.int64)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from recbole_guider.amsc import decision
 from recbole_guider.amsc.calibrator import Calibrator, judged_pairs
-from recbole_guider.amsc.profiles import Candidates, NullPairs, Profiles, build_profiles, draw_null_pairs
+from recbole_guider.amsc.profiles import Candidates, NullPairs, build_profiles, draw_null_pairs
+from recbole_guider.utils.interactions import InteractionIndex, pair_keys
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class SimexCount:
 
 
 def simex_count(
-    calibrator: Calibrator, profiles: Profiles, users: NDArray[np.int64] | None, nulls: NullPairs,
+    calibrator: Calibrator, profiles: InteractionIndex, users: NDArray[np.int64] | None, nulls: NullPairs,
     rng: np.random.Generator,
 ) -> SimexCount:
     """Count noise with half of the pairs replaced by null pairs, then with the other half, each pair judged once.
@@ -53,20 +54,22 @@ def simex_count(
     for whole in _halves_with_more_noise(profiles, calibrator, rng):
         noisier = whole if users is None else whole.of_users(users)
         calibrator_of_half = replace(calibrator, evidence=calibrator.evidence.of_log(whole))
-        stays = noisier.contains(sample.users, sample.items)
+        stays = noisier.has(sample.users, sample.items)
         staying.append(stays.mean())
         kept = np.flatnonzero(stays & judged)
         observed = Candidates(sample.users[kept], sample.items[kept], sample.items[kept])
         ratios.append(calibrator_of_half.ratio(noisier, observed))
         # a null pair of the half that stays may have become an observed one
-        usable = np.flatnonzero(stays[nulls.pair] & ~noisier.contains(pair_users, nulls.items))
+        usable = np.flatnonzero(stays[nulls.pair] & ~noisier.has(pair_users, nulls.items))
         null = Candidates(pair_users[usable], nulls.items[usable], sample.items[nulls.pair[usable]])
         null_ratios.append(calibrator_of_half.ratio(noisier, null))
     rate = decision.counted_noise_rate(np.concatenate(ratios), np.concatenate(null_ratios))
     return SimexCount(rate, 1.0 - float(np.mean(staying)))
 
 
-def _halves_with_more_noise(profiles: Profiles, calibrator: Calibrator, rng: np.random.Generator) -> Iterator[Profiles]:
+def _halves_with_more_noise(
+    profiles: InteractionIndex, calibrator: Calibrator, rng: np.random.Generator
+) -> Iterator[InteractionIndex]:
     """The profiles with null pairs in place of one half of the pairs, then of the other; their sizes stay.
 
     A pair stays where its user has every item, or where its stand-in has come into the profile already.
@@ -83,7 +86,7 @@ def _halves_with_more_noise(profiles: Profiles, calibrator: Calibrator, rng: np.
     first = rng.random(profiles.n_pairs) < 0.5
     for half in (first, ~first):
         rows = np.flatnonzero(half)
-        _, at = np.unique(profiles.users[rows] * profiles.n_items + stand_in[rows], return_index=True)
+        _, at = np.unique(pair_keys(profiles.users[rows], stand_in[rows], profiles.n_items), return_index=True)
         items = profiles.items.copy()
         items[rows[at]] = stand_in[rows[at]]
-        yield build_profiles(profiles.users, items, profiles.n_users, profiles.n_items, profiles.keys)
+        yield build_profiles(profiles.users, items, profiles.n_users, profiles.n_items, profiles.user_keys)

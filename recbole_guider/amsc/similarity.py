@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recbole_guider.amsc.profiles import Candidates, FloatArray, IntArray, Profiles
+from recbole_guider.amsc.profiles import Candidates, FloatArray
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.interactions import IntArray, InteractionIndex
 
 # Leave-one-out by subtraction leaves residues of rounding where the truth is 0, and null pairs have exact
 # zeros: a classifier would tell the two apart by that alone. Means below this are set to 0.
@@ -145,7 +146,7 @@ def _relative_agreement(
 
 
 def mean_scores(
-    rows: NDArray[np.float32], weight: FloatArray, profiles: Profiles, candidates: Candidates
+    rows: NDArray[np.float32], weight: FloatArray, profiles: InteractionIndex, candidates: Candidates
 ) -> NDArray[np.float64]:
     """Exact leave-one-out means in linear time.
 
@@ -197,7 +198,7 @@ class SimilarityBlock:
     profile: IntArray
 
 
-def profile_blocks(profiles: Profiles, candidates: Candidates, width: int) -> Iterator[SimilarityBlock]:
+def profile_blocks(profiles: InteractionIndex, candidates: Candidates, width: int) -> Iterator[SimilarityBlock]:
     """Candidates with profiles of equal length together; long profiles one user at a time.
 
     Args:
@@ -220,7 +221,7 @@ def profile_blocks(profiles: Profiles, candidates: Candidates, width: int) -> It
         return
     for part in np.split(index, np.flatnonzero(np.diff(candidates.users[index])) + 1):
         user = candidates.users[part[0]]
-        profile = profiles.items[profiles.indptr[user] : profiles.indptr[user + 1]]
+        profile = profiles.items_of(user)
         step = max(_BLOCK_ELEMENTS // len(profile), 1)
         for start in range(0, len(part), step):
             yield SimilarityBlock(part[start : start + step], profile[None, :])
@@ -234,7 +235,7 @@ def block_similarity(v: FloatArray, items: IntArray, profile: IntArray) -> Float
 
 
 def nearest_scores(
-    rows: NDArray[np.float32], weight: FloatArray, profiles: Profiles, candidates: Candidates
+    rows: NDArray[np.float32], weight: FloatArray, profiles: InteractionIndex, candidates: Candidates
 ) -> NDArray[np.float64]:
     """The similarity to the most similar item of the rest of each profile, O(sum |I_u|^2 d), in blocks.
 

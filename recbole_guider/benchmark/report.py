@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from recbole_guider.benchmark.runner import metrics_of, read_results, read_users
 from recbole_guider.benchmark.spec import Spec, level_of, percent
-from recbole_guider.evaluation.significance import Comparison, compare, holm
+from recbole_guider.evaluation import Comparison, compare, holm
 from recbole_guider.utils.atomic_io import write_whole
 from recbole_guider.utils.errors import GuiderError
 

@@ -200,7 +200,7 @@ class GuiderDataset(Dataset):
         """bool [number of interactions]: added by ``noise.interactions``, or named in the file ``noise.recorded``."""
         if len(self._injected_keys) == 0:
             return np.zeros(len(self.inter_feat), dtype=bool)
-        return np.isin(pair_keys(self), self._injected_keys)
+        return np.isin(keys_of_pairs(self), self._injected_keys)
 
     def build(self) -> list[GuiderDataset]:
         """RecBole's splits, and the noise of ``noise.interactions`` and ``noise.deleted`` in the training one.
@@ -425,9 +425,9 @@ def prepare_data(config: Any, dataset: Dataset) -> tuple[Any, Any, Any]:
 
 def _tell_repeated_pairs(train: Any, evaluated: Mapping[str, Any]) -> None:
     """Warn of evaluated pairs that training has as well: RecBole does not hide them from the ranking."""
-    trained = pair_keys(train._dataset)
+    trained = keys_of_pairs(train._dataset)
     for name, loader in evaluated.items():
-        repeated = int(np.isin(pair_keys(loader._dataset), trained).sum()) if loader else 0
+        repeated = int(np.isin(keys_of_pairs(loader._dataset), trained).sum()) if loader else 0
         if repeated:
             getLogger().warning(
                 f"{repeated} of {len(loader._dataset.inter_feat)} {name} pairs are in the training data as well, so "
@@ -474,7 +474,7 @@ def _disturb(datasets: list[GuiderDataset], noise: NoiseSettings) -> None:
         extra[train.iid_field][:] = torch.from_numpy(noise_items)
         parts.append(extra)
     train.inter_feat = cat_interactions(parts)
-    train._injected_keys = np.sort(noise_users * train.item_num + noise_items)
+    train._injected_keys = np.sort(pair_keys(noise_users, noise_items, train.item_num))
     train.deleted_pairs = np.stack([users[deleted], items[deleted]])
     getLogger().info(
         f"Noise: {len(noise_users)} interactions added to the training split ({noise.interactions:g} of it), "
@@ -498,7 +498,12 @@ def _recorded_keys(train: GuiderDataset, name: str) -> np.ndarray:
         if unknown is not None:
             raise GuiderError(f"noise.recorded: {path} names {field} {unknown!r}, which the data set does not have.")
         ids.append(frame[field].map(known).to_numpy(dtype=np.int64))
-    return np.unique(ids[0] * train.item_num + ids[1])
+    return np.unique(pair_keys(ids[0], ids[1], train.item_num))
+
+
+def keys_of_pairs(dataset: Dataset) -> np.ndarray:
+    """int64 [interactions]: a number for each pair of a data set, the same wherever the same items are known."""
+    return pair_keys(*_pairs(dataset), dataset.item_num)
 
 
 def _pairs(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

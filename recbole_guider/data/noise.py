@@ -12,6 +12,7 @@ import numpy as np
 
 from recbole_guider.data.features import ItemFeatures
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.interactions import pair_keys
 
 _MAX_ROUNDS = 200
 _MAX_CELLS = 200_000_000
@@ -71,9 +72,9 @@ def inject_interactions(
         p_item = _weights(items, n_items, item_distribution, "popularity", among_observed=False)
     if wanted == 0:
         return empty, empty
-    taken = users * n_items + items
+    taken = pair_keys(users, items, n_items)
     if forbidden_users is not None and forbidden_items is not None:
-        more = np.asarray(forbidden_users, dtype=np.int64) * n_items + np.asarray(forbidden_items, dtype=np.int64)
+        more = pair_keys(np.asarray(forbidden_users), np.asarray(forbidden_items), n_items)
         taken = np.concatenate([taken, more])
     taken = np.unique(taken)
     reachable = (p_user[taken // n_items] > 0) & (p_item[taken % n_items] > 0)
@@ -92,8 +93,8 @@ def inject_interactions(
         if missing == 0:
             break
         size = max(2 * missing, 1024)
-        keys = rng.choice(n_users, size, p=p_user) * n_items + rng.choice(n_items, size, p=p_item)
-        keys = keys[~_contains(taken, keys)]
+        keys = pair_keys(rng.choice(n_users, size, p=p_user), rng.choice(n_items, size, p=p_item), n_items)
+        keys = keys[~np.isin(keys, taken)]
         # Keeping first occurrences in order is drawing without replacement.
         _, first = np.unique(keys, return_index=True)
         keys = keys[np.sort(first)][:missing]
@@ -229,12 +230,6 @@ def _weights(ids: np.ndarray, n: int, distribution: str, by_count: str, *, among
         allowed = f"{by_count}, uniform" + ("" if among_observed else ", clickbait")
         raise GuiderError(f"noise distribution {distribution!r} does not exist; allowed: {allowed}.")
     return counts / counts.sum() if counts.sum() else counts
-
-
-def _contains(ordered: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Which keys occur in the sorted, non-empty array."""
-    position = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    return ordered[position] == keys
 
 
 def _enumerate_free(

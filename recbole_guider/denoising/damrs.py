@@ -20,6 +20,7 @@ from recbole_guider.denoising.base import Context, DenoisingMethod, Logits, Samp
 from recbole_guider.denoising.deca import bernoulli_kl
 from recbole_guider.denoising.settings import DAMRSSettings
 from recbole_guider.graph import DEGREE_EPSILON, SparseOperator
+from recbole_guider.utils.interactions import InteractionIndex
 
 _BLOCK_CELLS = 8_000_000
 
@@ -180,9 +181,8 @@ class DAMRS(DenoisingMethod):
         features = context.dataset.item_features
         require_content(context.config, features, behaviour_suffices=False)
         graphs = agreeing_graphs(list(features.values()), self.options.neighbours)
-        pairs = np.unique(context.users.numpy() * context.n_items + context.items.numpy())
-        users, items = pairs // context.n_items, pairs % context.n_items
-        graphs.append(cooccurrence_graph(users, items, context.n_items, self.options.neighbours))
+        distinct = InteractionIndex(context.users, context.items, context.n_users, context.n_items)
+        graphs.append(cooccurrence_graph(distinct.users, distinct.items, context.n_items, self.options.neighbours))
         self.graphs = [graph.to(context.config["device"]) for graph in graphs]
         self.generator("sample", context.config["seed"] + 31)
 

@@ -18,7 +18,7 @@ from recbole_guider.models.accelerated import fastest
 from recbole_guider.models.base import Encoding, FactorisedRecommender
 from recbole_guider.models.scoring import Scoring
 from recbole_guider.utils.errors import GuiderError
-from recbole_guider.utils.interactions import Profiles
+from recbole_guider.utils.interactions import InteractionIndex
 
 #: The column of the training interactions that numbers them.
 INTERACTION = "interaction_index"
@@ -77,9 +77,9 @@ class Denoised(FactorisedRecommender):
         self.generator("shared negatives", config["seed"] + 1)
         users, items = (dataset.inter_feat[field] for field in (dataset.uid_field, dataset.iid_field))
         #: what is none of a user's shared negatives, where that is left out
-        self.profiles: Profiles | None = None
+        self.profiles: InteractionIndex | None = None
         if self.settings.form == "softmax" and self.settings.own_as == "ignore":
-            self.profiles = Profiles(users.numpy(), items.numpy(), self.n_users, self.n_items)
+            self.profiles = InteractionIndex(users.numpy(), items.numpy(), self.n_users, self.n_items)
         #: whether the loader gives pairs of an observed and a sampled item, or pairs with a label
         self.pairwise = self.input_type == InputType.PAIRWISE
         width = self._matrix_width() if method.needs_matrices else 0
@@ -170,7 +170,7 @@ class Denoised(FactorisedRecommender):
         excluded = None
         if self.profiles is not None:
             row, column = self.profiles.among(distinct.cpu().numpy(), drawn.numpy())
-            excluded = (row.to(users.device), column.to(users.device))
+            excluded = (torch.from_numpy(row).to(users.device), torch.from_numpy(column).to(users.device))
         return SharedNegatives(drawn.to(users.device), distinct, place, excluded, self.settings.temperature)
 
     # -- scoring --------------------------------------------------------------------------------------------------

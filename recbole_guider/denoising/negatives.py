@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_guider.denoising.base import Context
+from recbole_guider.utils.interactions import InteractionIndex
 
 
 class NegativeSampler:
@@ -22,16 +22,13 @@ class NegativeSampler:
         model = context.model
         self.fields = (model.USER_ID, model.ITEM_ID, model.NEG_ITEM_ID, model.label_field)
         self.pairwise = model.pairwise
-        keys = context.users.numpy() * context.n_items + context.items.numpy()
-        self.owned = np.unique(keys)
+        self.observed = InteractionIndex(context.users, context.items, context.n_users, context.n_items)
 
     def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
         """int64 [M]: for each user an item that is none of the user's, uniform; any item for users who have all."""
         items = torch.randint(1, self.context.n_items, (len(users),), generator=generator)
         for _ in range(100):
-            keys = (users * self.context.n_items + items).numpy()
-            nearest = self.owned[np.searchsorted(self.owned, keys).clip(max=len(self.owned) - 1)]
-            again = torch.from_numpy(nearest == keys)
+            again = torch.from_numpy(self.observed.has(users.numpy(), items.numpy()))
             if not again.any():
                 break
             items[again] = torch.randint(1, self.context.n_items, (int(again.sum()),), generator=generator)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recbole_guider.graph.operator import DEGREE_EPSILON, INT32_MAX, SparseOperator
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.interactions import InteractionIndex
 
 ArrayLike: TypeAlias = np.ndarray | Tensor | Sequence[int]
 
@@ -46,28 +47,21 @@ class BipartiteGraph:
     ) -> None:
         u, i = _pairs(users, items, n_users, n_items)
         self.n_users, self.n_items = int(n_users), int(n_items)
-        key = u * self.n_items + i
         w: np.ndarray | None = None
         if weights is not None:
             w = weights.detach().cpu().numpy() if isinstance(weights, Tensor) else np.asarray(weights)
             w = w.astype(np.float64)
             if w.shape != u.shape or not np.all(np.isfinite(w)) or (w.size and w.min() < 0):
                 raise GuiderError(f"weights must be {u.size} finite numbers >= 0, one for each pair.")
-        if key.size > 1 and not np.all(key[1:] > key[:-1]):
-            if w is None:
-                key = np.unique(key)
-            else:
-                order = np.lexsort((-w, key))
-                first = np.ones(order.size, dtype=bool)
-                first[1:] = np.diff(key[order]) > 0
-                key, w = key[order[first]], w[order[first]]
-            u, i = np.divmod(key, self.n_items)
-        u, i = np.ascontiguousarray(u), np.ascontiguousarray(i)
+        edges = InteractionIndex(u, i, self.n_users, self.n_items)
+        u, i = edges.users, edges.items
+        if w is not None:
+            given, w = w, np.zeros(edges.n_pairs)
+            np.maximum.at(w, edges.inverse, given)
         self.users, self.items = torch.from_numpy(u), torch.from_numpy(i)
         self.weights = None if w is None else torch.from_numpy(w)
         # Edge ids in item-major order: the lower half of the symmetric matrix.
-        pointers = np.searchsorted(u, np.arange(self.n_users + 1))
-        by_user = sp.csr_matrix((np.arange(u.size), i, pointers), shape=(self.n_users, self.n_items))
+        by_user = sp.csr_matrix((np.arange(u.size), i, edges.indptr), shape=(self.n_users, self.n_items))
         self._by_item = by_user.tocsc().data
         self._half = (u, i, w)
         self._half_by_item = (u[self._by_item], i[self._by_item], None if w is None else w[self._by_item])

@@ -11,7 +11,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_guider.amsc import Calibration, calibrate
 from recbole_guider.data.features import require_content
-from recbole_guider.evaluation.detection import detection_report
+from recbole_guider.evaluation import detection_report
 from recbole_guider.guider.calibration_cache import calibration_key, load_or_compute
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.utils.errors import GuiderError

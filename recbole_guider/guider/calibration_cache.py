@@ -17,6 +17,7 @@ from filelock import FileLock
 
 import recbole_guider.amsc
 from recbole_guider.amsc import Calibration
+from recbole_guider.utils import interactions
 from recbole_guider.utils.atomic_io import write_whole
 from recbole_guider.utils.errors import GuiderError
 
@@ -35,7 +36,8 @@ def calibration_key(arrays: Iterable[np.ndarray], settings: str) -> str:
     digest = hashlib.sha256(settings.encode())
     for name in _LIBRARIES:
         digest.update(f"{name} {metadata.version(name)}".encode())
-    for file in sorted(Path(recbole_guider.amsc.__file__).parent.glob("*.py")):
+    sources = sorted(Path(recbole_guider.amsc.__file__).parent.glob("*.py"))
+    for file in [*sources, Path(interactions.__file__)]:
         digest.update(file.read_bytes())
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())

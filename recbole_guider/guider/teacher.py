@@ -17,7 +17,7 @@ from recbole_guider.losses.dbpr import dbpr_loss, observed_probability, soft_neg
 from recbole_guider.models.base import SeededGenerators
 from recbole_guider.models.scoring import Factors, Scoring
 from recbole_guider.utils.batch_parts import of_rows, sum_of_parts, whole_batch
-from recbole_guider.utils.interactions import Profiles
+from recbole_guider.utils.interactions import InteractionIndex
 
 #: A model that scores pairs one by one meets no more pairs than this in a batch: it gets fewer negatives.
 PAIRS_OF_A_BATCH = 16384
@@ -56,13 +56,13 @@ class DBPR(SeededGenerators):
         self.settings = settings
         self.n_users, self.n_items = n_users, n_items
         self.user_field, self.item_field = fields
-        self.profiles = self.true_profiles = Profiles(users, items, n_users, n_items)
+        self.profiles = self.true_profiles = InteractionIndex(users, items, n_users, n_items)
         for name in ("negatives", "eta"):
             self.generator(name, seed=seed + 1 + sum(map(ord, name)))
 
     def set_true(self, users: np.ndarray, items: np.ndarray) -> None:
         """Take over the true interactions, int ``[m]`` each."""
-        self.true_profiles = Profiles(users, items, self.n_users, self.n_items)
+        self.true_profiles = InteractionIndex(users, items, self.n_users, self.n_items)
 
     @property
     def unit_length(self) -> bool:
@@ -140,7 +140,7 @@ class DBPR(SeededGenerators):
         if self.settings.own_as == "negative":
             return None
         row, column = self.profiles.among(users.cpu().numpy(), sampled.numpy())
-        return row.to(users.device), column.to(users.device)
+        return torch.from_numpy(row).to(users.device), torch.from_numpy(column).to(users.device)
 
     def _usable(self, users: Tensor, sampled: Tensor, place: Tensor) -> Tensor | None:
         """Which negatives count, bool ``[B, N]``, row b being of the user ``users[place[b]]``; None where all do."""
@@ -163,7 +163,9 @@ class DBPR(SeededGenerators):
             batch = whole_batch(interaction)
             user, item = batch[self.user_field], batch[self.item_field]
             false = torch.nonzero(~batch[IS_CLEAN]).squeeze(1)
-            drawn = self.true_profiles.draw(user[false].cpu().numpy(), self.generator("eta")).to(user.device)
+            uniform = torch.rand(len(false), generator=self.generator("eta"), dtype=torch.float64)
+            chosen = self.true_profiles.choose(user[false].cpu().numpy(), uniform.numpy())
+            drawn = torch.from_numpy(chosen).to(user.device)
             false, drawn = false[drawn >= 0], drawn[drawn >= 0]
             true_score = score(user[false], drawn)
             false_score = positive[false] if batch is interaction else score(user[false], item[false])

@@ -22,6 +22,7 @@ from torch.nn.functional import logsigmoid
 from recbole_guider.guider.calibration import CLEAN_PROBABILITY
 from recbole_guider.models.base import Encoding, FactorisedRecommender
 from recbole_guider.utils.batch_parts import share_of_rows, whole_batch
+from recbole_guider.utils.interactions import InteractionIndex
 
 if TYPE_CHECKING:
     from recbole_guider.guider.plan import TeachingPlan  # it asks this file which models learn histories
@@ -114,19 +115,17 @@ class PairLookup:
     """
 
     def __init__(self, users: np.ndarray, items: np.ndarray, probability: np.ndarray, n_items: int) -> None:
-        keys = users.astype(np.int64) * n_items + items
-        order = np.lexsort((-probability, keys))
-        self.keys, first = np.unique(keys[order], return_index=True)
-        self.probability = probability[order][first]
-        self.n_items = n_items
+        self._pairs = InteractionIndex(users, items, int(users.max(initial=-1)) + 1, n_items)
+        self._probability = np.zeros(self._pairs.n_pairs, dtype=probability.dtype)
+        np.maximum.at(self._probability, self._pairs.inverse, probability)
 
     def of_histories(self, histories: Tensor) -> Tensor:
         """float32 [n_users, length], on the CPU: of each item in int64 [n_users, length]; 1 for any other pair."""
         items = histories.cpu().numpy()
-        keys = np.arange(len(items), dtype=np.int64)[:, None] * self.n_items + items
-        place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        found = np.where(self.keys[place] == keys, self.probability[place], 1.0)
-        return torch.from_numpy(found.astype(np.float32))
+        rows = self._pairs.rows(np.arange(len(items))[:, None], items)
+        found = np.ones(rows.shape, dtype=np.float32)
+        found[rows >= 0] = self._probability[rows[rows >= 0]]
+        return torch.from_numpy(found)
 
 
 def reads_histories(model: nn.Module) -> bool:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from recbole.utils import set_color
 
+from recbole_guider.data.dataset import keys_of_pairs
 from recbole_guider.utils import distributed
 from recbole_guider.utils.atomic_io import write_whole
 from recbole_guider.utils.errors import GuiderError
-from recbole_guider.utils.interactions import pair_keys
 from recbole_guider.utils.model_state import PlainAttributes, loaded_parameters, stored_parameters
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def pairs_sum(dataset: Any) -> int | None:
     """A check sum of the pairs of a data set, whatever their order; None where it has no users or no items."""
     if not dataset.uid_field or not dataset.iid_field:
         return None
-    return zlib.crc32(np.sort(pair_keys(dataset)).tobytes())
+    return zlib.crc32(np.sort(keys_of_pairs(dataset)).tobytes())
 
 
 def load_model(model: Any, state: Mapping[str, Any]) -> None:

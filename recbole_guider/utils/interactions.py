@@ -1,78 +1,149 @@
-"""Who has which item, for set questions about whole batches."""
+"""Who has which item: one index of a set of interactions."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import scipy.sparse as sp
+from numpy.typing import ArrayLike, NDArray
+
+IntArray = NDArray[np.int64]
 
 
-def pair_keys(dataset: Any) -> np.ndarray:
-    """int64 ``[interactions]``: a number for each pair of a data set, the same wherever the same items are known."""
-    users, items = (np.asarray(dataset.inter_feat[field], np.int64) for field in (dataset.uid_field, dataset.iid_field))
-    return users * dataset.item_num + items
+def pair_keys(users: np.ndarray, items: np.ndarray, n_items: int) -> IntArray:
+    """int64, shape of the input: ``user * n_items + item``, a number for each pair, ascending by user and then item."""
+    return users.astype(np.int64) * n_items + items
 
 
-class Profiles:
-    """The items of every user and the users of every item, of a set of interactions.
+class InteractionIndex:
+    """The distinct pairs of a set of interactions, sorted by user and then item: a CSR matrix and what is asked of it.
+
+    Ids are not checked here. Memory is linear in the number of interactions.
 
     Args:
-        users, items: int ``[nnz]``, ids below ``n_users`` and ``n_items``.
-        n_users, n_items: sizes of the two catalogues.
+        users, items: int ``[nnz]``, ids below ``n_users`` and ``n_items``; a pair may come more than once.
+        n_users, n_items: sizes of the two id ranges.
+        user_keys: int64 ``[n_users]``, what random choices about each user depend on: its id in the whole log, where
+            this index holds only some of the users. None: the ids themselves.
+
+    Attributes:
+        users, items: int64 ``[n_pairs]``, the distinct pairs.
+        inverse: int64 ``[nnz]``, the row of ``users`` and ``items`` that each given interaction became.
+        indptr: int64 ``[n_users + 1]``; the pairs of user u are the rows ``indptr[u]`` to ``indptr[u + 1]``.
     """
 
-    def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
-        self.n_items = n_items
-        self.items, self.start = _grouped(items, users, n_users)
-        self.users, self.item_start = _grouped(users, items, n_items)
+    def __init__(
+        self, users: ArrayLike, items: ArrayLike, n_users: int, n_items: int, user_keys: IntArray | None = None
+    ) -> None:
+        self.users, self.items = np.array(users, dtype=np.int64), np.array(items, dtype=np.int64)
+        self.n_users, self.n_items = int(n_users), int(n_items)
+        self._keys = pair_keys(self.users, self.items, self.n_items)
+        if np.all(self._keys[1:] > self._keys[:-1]):
+            self.inverse = np.arange(len(self._keys))
+        else:
+            self._keys, inverse = np.unique(self._keys, return_inverse=True)
+            self.inverse = inverse.reshape(-1)
+            self.users, self.items = np.divmod(self._keys, self.n_items)
+        self.indptr = np.concatenate([[0], np.cumsum(np.bincount(self.users, minlength=self.n_users))])
+        self.user_keys = np.arange(self.n_users) if user_keys is None else user_keys
 
-    def among(self, users: np.ndarray, candidates: np.ndarray) -> tuple[Tensor, Tensor]:
+    @property
+    def n_pairs(self) -> int:
+        """Number of distinct pairs."""
+        return len(self.users)
+
+    @cached_property
+    def size(self) -> IntArray:
+        """int64 ``[n_users]``: the number of distinct items of each user."""
+        return np.diff(self.indptr)
+
+    @cached_property
+    def square_sum(self) -> int:
+        """The sum of the squared numbers of items of the users."""
+        return int(np.sum(self.size**2))
+
+    @cached_property
+    def item_degree(self) -> IntArray:
+        """int64 ``[n_items]``: the number of users of each item."""
+        return np.bincount(self.items, minlength=self.n_items)
+
+    @cached_property
+    def matrix(self) -> sp.csr_matrix:
+        """float64 CSR ``[n_users, n_items]`` of ones."""
+        return sp.csr_matrix((np.ones(self.n_pairs), self.items, self.indptr), shape=(self.n_users, self.n_items))
+
+    def items_of(self, user: int) -> IntArray:
+        """int64 ``[size[user]]``: the items of a user, ascending."""
+        return self.items[self.indptr[user] : self.indptr[user + 1]]
+
+    def rows(self, users: np.ndarray, items: np.ndarray) -> IntArray:
+        """int64, shape of the input: the row of each pair, -1 for a pair that is not there."""
+        keys = pair_keys(users, items, self.n_items)
+        if not self.n_pairs:
+            return np.full(keys.shape, -1)
+        place = np.searchsorted(self._keys, keys)
+        np.minimum(place, self.n_pairs - 1, out=place)
+        place[self._keys[place] != keys] = -1
+        return place
+
+    def has(self, users: np.ndarray, items: np.ndarray) -> NDArray[np.bool_]:
+        """bool, shape of the input: whether each pair is there."""
+        return self.rows(users, items) >= 0
+
+    def among(self, users: np.ndarray, candidates: np.ndarray) -> tuple[IntArray, IntArray]:
         """Where in ``[B, N]`` candidate n is an item of user b: rows and columns, int64.
 
-        O(users of the candidates + hits), whatever the length of the profiles.
+        Args:
+            users: int ``[B]``; candidates: int ``[N]``. Both may repeat.
+
+        O(users of the candidates + hits), whatever the number of items of a user.
         """
-        length = self.item_start[candidates + 1] - self.item_start[candidates]
+        start, owner = self._by_item
+        length = start[candidates + 1] - start[candidates]
         columns = np.repeat(np.arange(len(candidates)), length)
-        owners = self.users[_ranges(self.item_start[candidates], length)]
+        owners = owner[_ranges(start[candidates], length)]
         # the rows of the batch that each owner stands in: none, one or several
         order = np.argsort(users, kind="stable")
         first = np.searchsorted(users, owners, side="left", sorter=order)
         count = np.searchsorted(users, owners, side="right", sorter=order) - first
-        rows = order[_ranges(first, count)]
-        return torch.from_numpy(rows), torch.from_numpy(np.repeat(columns, count))
+        return order[_ranges(first, count)], np.repeat(columns, count)
 
-    def has(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """bool ``[M]``: whether item m is one of user m's."""
-        keys = users.astype(np.int64) * self.n_items + items
-        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return self._keys[place] == keys if len(self._keys) else np.zeros(len(keys), dtype=bool)
+    def choose(self, users: np.ndarray, quantile: np.ndarray) -> IntArray:
+        """int64 ``[M]``: of each user the item at ``quantile`` in [0, 1) of all its interactions, -1 where it has none.
+
+        They stand in the order in which they were given, and a pair that came twice stands there twice; so with
+        quantiles that are uniform at random, each interaction of a user is as likely.
+        """
+        start, items = self._as_given
+        length = start[users + 1] - start[users]
+        chosen = np.full(len(users), -1)
+        some = length > 0
+        chosen[some] = items[(start[users] + (quantile * length).astype(np.int64))[some]]
+        return chosen
+
+    def of_users(self, chosen: IntArray) -> InteractionIndex:
+        """The pairs of some users (ascending), who get the ids 0, 1, ... and keep their ``user_keys``."""
+        size = self.size[chosen]
+        rows = _ranges(self.indptr[chosen], size)
+        users = np.repeat(np.arange(len(chosen)), size)
+        return InteractionIndex(users, self.items[rows], len(chosen), self.n_items, self.user_keys[chosen])
 
     @cached_property
-    def _keys(self) -> np.ndarray:
-        """A number for each pair, ascending."""
-        owners = np.repeat(np.arange(len(self.start) - 1, dtype=np.int64), np.diff(self.start))
-        return np.sort(owners * self.n_items + self.items)
+    def _by_item(self) -> tuple[np.ndarray, np.ndarray]:
+        """(where each item starts [n_items + 1], the users of all items, item by item)."""
+        ones = np.ones(self.n_pairs, dtype=np.int8)
+        matrix = sp.csr_matrix((ones, self.items, self.indptr), shape=(self.n_users, self.n_items)).tocsc()
+        return matrix.indptr.astype(np.int64), matrix.indices
 
-    def draw(self, users: np.ndarray, generator: torch.Generator) -> Tensor:
-        """int64 ``[M]``: one random item of each user, -1 where a user has none."""
-        length = torch.from_numpy(self.start[users + 1] - self.start[users])
-        offset = (torch.rand(len(users), generator=generator, dtype=torch.float64) * length).long()
-        drawn = torch.full((len(users),), -1, dtype=torch.long)
-        some = length > 0
-        drawn[some] = torch.from_numpy(self.items)[(torch.from_numpy(self.start[users]) + offset)[some]].long()
-        return drawn
-
-
-def _grouped(values: np.ndarray, groups: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """``values`` sorted by group, and where each group starts ``[n_groups + 1]``."""
-    start = np.zeros(n_groups + 1, dtype=np.int64)
-    np.cumsum(np.bincount(groups, minlength=n_groups), out=start[1:])
-    return values[np.argsort(groups, kind="stable")], start
+    @cached_property
+    def _as_given(self) -> tuple[IntArray, IntArray]:
+        """(where each user starts [n_users + 1], the items of all interactions, user by user in the order given)."""
+        users = self.users[self.inverse]
+        start = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=self.n_users))])
+        return start, self.items[self.inverse[np.argsort(users, kind="stable")]]
 
 
-def _ranges(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+def _ranges(start: np.ndarray, length: np.ndarray) -> IntArray:
     """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
     return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())

@@ -214,9 +214,9 @@ def test_dbpr_of_pairs_against_a_loop(form: str, own_as: str, toy: dict[str, Any
         observed = set()
     usable = torch.tensor([[(int(u), int(i)) not in observed for i in sampled] for u in batch["user_id"]])
     false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
-    drawn = model.dbpr.true_profiles.draw(
-        batch["user_id"][false].numpy(), torch.Generator().set_state(streams["eta"])
-    )
+    uniform = torch.rand(len(false), generator=torch.Generator().set_state(streams["eta"]), dtype=torch.float64)
+    chosen = model.dbpr.true_profiles.choose(batch["user_id"][false].numpy(), uniform.numpy())
+    drawn = torch.from_numpy(chosen)
     false, drawn = false[drawn >= 0], drawn[drawn >= 0]
     expected = dbpr_loss(
         scores[batch["user_id"], batch["item_id"]],

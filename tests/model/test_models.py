@@ -20,7 +20,6 @@ from recbole_guider.models.fast_lightgcn import FastLightGCN
 from recbole_guider.models.freedom import FREEDOM
 from recbole_guider.quick_start import _prepare
 from recbole_guider.utils.errors import GuiderError
-from recbole_guider.utils.interactions import Profiles
 
 
 def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
@@ -199,27 +198,6 @@ def test_the_student_starts_where_the_plain_model_starts(toy: dict[str, Any]) ->
             assert torch.equal(value, student[name]), name
 
 
-def test_membership_and_drawing_against_sets() -> None:
-    rng = np.random.default_rng(0)
-    nobody = Profiles(*np.zeros((2, 0), dtype=np.int64), 3, 4)
-    assert not nobody.has(np.array([1, 2]), np.array([3, 0])).any()
-    users, items = rng.integers(1, 30, 300), rng.integers(1, 50, 300)
-    profiles = Profiles(users, items, 31, 51)
-    owned = set(zip(users.tolist(), items.tolist(), strict=True))
-    batch, candidates = rng.integers(1, 30, 64), np.unique(rng.integers(1, 50, 25))
-    rows, columns = profiles.among(batch, candidates)
-    expected = {(b, c) for b in range(64) for c in range(len(candidates)) if (batch[b], candidates[c]) in owned}
-    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
-    asked, of_asked = rng.integers(1, 30, 500), rng.integers(1, 50, 500)
-    found = [pair in owned for pair in zip(asked.tolist(), of_asked.tolist(), strict=True)]
-    assert any(found) and profiles.has(asked, of_asked).tolist() == found
-
-    generator = torch.Generator().manual_seed(0)
-    asked = np.repeat(np.array([users[0], 30]), 500)  # user 30 has nothing
-    drawn = profiles.draw(asked, generator).numpy()
-    assert set(drawn[:500]) == {item for user, item in owned if user == users[0]}
-    assert (drawn[500:] == -1).all()
-
 
 @pytest.mark.parametrize("form", ["softmax", "pairwise"])
 @pytest.mark.parametrize("own_as", ["ignore", "negative"])
@@ -289,7 +267,8 @@ def test_eta_compares_true_and_false_items_of_the_same_user(toy: dict[str, Any])
             losses.append(model.dbpr.of_factors(model.teacher_scoring.factors(), batch))
     u, v = (normalize(matrix.detach(), dim=1) for matrix in model.teacher.embeddings())
     false = torch.nonzero(batch[CLEAN_PROBABILITY] < 0.5).squeeze(1)
-    drawn = model.dbpr.true_profiles.draw(batch["user_id"][false].numpy(), torch.Generator().set_state(state))
+    uniform = torch.rand(len(false), generator=torch.Generator().set_state(state), dtype=torch.float64)
+    drawn = model.dbpr.true_profiles.choose(batch["user_id"][false].numpy(), uniform.numpy())
     terms = []
     true_pairs = {(user, item) for user, item, p in zip(users, items, probability, strict=True) if p >= 0.5}
     for row, item in zip(false.tolist(), drawn.tolist(), strict=True):
