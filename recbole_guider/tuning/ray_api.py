@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from recbole_guider.utils import compat
+from recbole_guider.utils.errors import GuiderError
 
 compat.apply()  # before Ray's modules, which some of the shims are for
 
@@ -21,6 +24,21 @@ def is_current() -> bool:
     from ray import tune
 
     return hasattr(tune, "RunConfig")
+
+
+def require_known_release() -> None:
+    """Refuse the releases between the two: checkpoints of trials have left ``ray.air`` and are not yet in ``ray.tune``.
+
+    Raises:
+        GuiderError: Ray is 2.7 to 2.42.
+    """
+    import ray
+
+    if Version("2.7") <= Version(ray.__version__) < Version("2.43"):
+        raise GuiderError(
+            f"Ray {ray.__version__} is installed, and sweeps need 2.43 or later (or 2.6.3, which RecBole pins): "
+            f"pip install -U 'ray[data,tune]>=2.43'"
+        )
 
 
 def report(metrics: Mapping[str, Any], checkpoint: Path | None = None) -> None:

@@ -109,9 +109,11 @@ def tune_guider(
         pandas.DataFrame, the best first) and ``report``. With no trial that was evaluated ``best_trial`` is None.
 
     Raises:
-        GuiderError: a setting, the space or a file is not what it must be; raised before the sweep starts.
+        GuiderError: a setting, the space, a file or the release of Ray is not what it must be; raised before the
+            sweep starts.
         KeyboardInterrupt: after Ctrl-C; the sweep can be resumed.
     """
+    ray_api.require_known_release()
     folder = Path(out).absolute()
     require_folder(folder, "out")
     given: dict[str, Any] = {

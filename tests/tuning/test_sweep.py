@@ -402,6 +402,16 @@ def test_a_sampler_that_is_not_installed(sampler: str, toy: dict[str, Any], monk
         tune_guider("BPR", "toy", config_dict=toy, space={"seed": {"int": [1, 2]}}, out="sweep", sampler=sampler)
 
 
+@pytest.mark.parametrize("release", ["2.7.0", "2.42.1"])
+def test_releases_of_ray_between_the_two_generations(
+    release: str, toy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "__version__", release)
+    with pytest.raises(GuiderError, match=f"Ray {release} is installed"):
+        tune_guider("BPR", "toy", config_dict=toy, space={"seed": {"int": [1, 2]}}, out=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_common_settings_mean_what_they_mean_in_a_run(toy: dict[str, Any], tmp_path: Path) -> None:
     """A dotted key sets one entry of a mapping, whether all trials share it or each has its own."""
     given = ["--train_neg_sample_args.sample_num=2", "--epochs=4"]
