@@ -276,3 +276,16 @@ print(sys.modules["recbole.utils"].get_model("GUIDER_BPR").__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "Guider"
+
+
+def test_an_import_does_not_hide_what_a_name_does_not_say(toy: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "nothing_special.py").write_text("")
+    settings = {**toy, "import": str(tmp_path / "nothing_special.py")}
+    try:
+        with pytest.raises(GuiderError, match="denoising is t-ce, which does not follow from the name of a model"):
+            Config("BPR", "toy", config_dict={**settings, "denoising": "t-ce"})
+        with pytest.raises(GuiderError, match="mirror_gradient is set, which for BPR does not follow"):
+            Config("GUIDER_BPR", "toy", config_dict={**settings, "guider": False, "mirror_gradient": True})
+        assert Config("FREEDOM", "toy", config_dict={**settings, "mirror_gradient": True})["model"] == "FREEDOM"
+    finally:
+        sys.modules.pop("nothing_special", None)

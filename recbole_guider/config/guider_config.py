@@ -90,6 +90,8 @@ class GuiderConfig(Config):
     guider_settings: GuiderSettings | None
     #: The settings of the denoising block, or None where there is none.
     denoising_settings: DenoisingSettings | None
+    #: Whether a script of RecBole's functions made it, which finds model and trainer by ``config["model"]``.
+    is_found_by_name = False
     # RecBole's, which has no annotations
     parameters: dict[str, list[str]]
     internal_config_dict: dict[str, Any]
@@ -119,6 +121,8 @@ class GuiderConfig(Config):
         del self._command_line, self._stored, self._sources, self._imports, self._unknown
         #: what the run trains: the model itself, or what GUIDER or a denoising method puts around it
         self.model_class = self._trained_class()
+        if self.is_found_by_name:
+            self._check_known_by_name()
 
     @property
     def backbone_class(self) -> type:
@@ -140,6 +144,21 @@ class GuiderConfig(Config):
 
             return Guider
         return self._backbone_class
+
+    def _check_known_by_name(self) -> None:
+        """Raise where a script of RecBole's functions, which finds model and trainer by their names, would leave out a
+        part of what was asked for.
+
+        Raises:
+            GuiderError: a denoising method is on, or mirror gradient for a model of RecBole's own.
+        """
+        hint = (
+            "the name of a model: train with run_recbole or run_recbole_guider, or load_data_and_model a trained one."
+        )
+        if self.denoising_settings is not None:
+            raise GuiderError(f"denoising is {self.denoising_settings.method}, which does not follow from {hint}")
+        if self["mirror_gradient"] is not None and not is_ours(self["model"]):
+            raise GuiderError(f"mirror_gradient is set, which for {self['model']} does not follow from {hint}")
 
     # -- reading the sources
     # ------------------------------------------------------------------------------------------
@@ -554,9 +573,8 @@ def is_our_run(
     What cannot be read here is not ours: RecBole says what it thinks of it.
     """
     found = _asked_of_us(model, config_file_list, config_dict)
-    if _is_on(found.get("guider")) or _is_on(found.get("mirror_gradient")) or changes_data(found):
-        return True
-    if found.get("import"):
+    blocks_on = _is_on(found.get("guider")) or _is_on(found.get("mirror_gradient"))
+    if blocks_on or changes_data(found) or found.get("import"):
         return True
     denoising = found.get("denoising")
     try:
@@ -565,30 +583,6 @@ def is_our_run(
         # the run says what is wrong with it, unless it is a parameter of somebody's model
         denoised = isinstance(denoising, (str, Mapping))
     return denoised or is_ours(found["model"])
-
-
-def check_known_by_name(
-    model: str | type | None = None,
-    dataset: str | None = None,
-    config_file_list: Sequence[str | os.PathLike[str]] | None = None,
-    config_dict: Mapping[str, Any] | None = None,
-) -> None:
-    """Raise where a script of RecBole's functions, which finds model and trainer by their names, would leave out a part
-    of what these arguments ask for.
-
-    Raises:
-        GuiderError: a denoising method is on, or mirror gradient for a model of RecBole's own; or the method is wrong.
-    """
-    found = _asked_of_us(model, config_file_list, config_dict)
-    if found.get("import"):
-        return  # what it names may be a user's own, which is known once the configuration is made
-    denoising = denoising_settings(found.get("denoising"))
-    hint = "the name of a model: train with run_recbole or run_recbole_guider, or load_data_and_model a trained one."
-    if denoising is not None:
-        raise GuiderError(f"denoising is {denoising.method}, which does not follow from {hint}")
-    named = _is_on(found.get("guider")) or is_ours(found["model"])
-    if _is_on(found.get("mirror_gradient")) and not named:
-        raise GuiderError(f"mirror_gradient is set, which for {found['model']} does not follow from {hint}")
 
 
 def changes_data(settings: Mapping[str, Any]) -> bool:

@@ -201,11 +201,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs")
     given = parser.parse_args(arguments)
-    differing = [file for file, text in files().items() if not file.is_file() or file.read_text("utf-8") != text]
-    for file in differing:
+    made = files().items()
+    differing = {file: text for file, text in made if not file.is_file() or file.read_text("utf-8") != text}
+    for file, text in differing.items():
         print(f"{'differs' if given.check else 'wrote'}: {file}")
         if not given.check:
-            file.write_text(files()[file], "utf-8")
+            file.write_text(text, "utf-8")
     return 1 if given.check and differing else 0
 
 

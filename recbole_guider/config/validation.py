@@ -16,7 +16,6 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from recbole.evaluator import metric_types
 from recbole.evaluator.register import metric_information
 
-import recbole_guider
 from recbole_guider.config.registry import backbone_class, is_ours
 from recbole_guider.utils.atomic_io import require_folder
 from recbole_guider.utils.errors import GuiderError, did_you_mean, nearest, one_of
@@ -33,7 +32,6 @@ from recbole_guider.utils.settings import (
 from recbole_guider.utils.yaml_files import read_yaml
 
 _RECBOLE = Path(recbole.__file__).resolve().parent
-_PACKAGE = Path(recbole_guider.__file__).resolve().parent
 
 # -- values -------------------------------------------------------------------------------------------------------
 
@@ -48,7 +46,6 @@ _LOWER = BeforeValidator(lambda name: name.lower() if isinstance(name, str) else
 _Text = Annotated[str, Field(min_length=1)]
 _Names = Annotated[list[_Text], AllowedValues("a list of names")]
 _Mode = Annotated[str, Field(pattern=r"^(full|labeled|(uni|pop)[1-9]\d*)$")]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class NegativeSamplingSettings(_Part):

@@ -48,11 +48,12 @@ def _configuration(configurator: ModuleType) -> None:
     def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
         # Without arguments it is copy or pickle that asks, and the object that they make is filled afterwards.
         if cls is Config and (args or kwargs):
-            from recbole_guider.config.guider_config import GuiderConfig, check_known_by_name, is_our_run
+            from recbole_guider.config.guider_config import GuiderConfig, is_our_run
 
             if is_our_run(*args, **kwargs):
-                check_known_by_name(*args, **kwargs)
-                cls = GuiderConfig
+                config = object.__new__(GuiderConfig)
+                config.is_found_by_name = True
+                return config
         return object.__new__(cls)
 
     Config.__new__ = staticmethod(__new__)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from calibrated import all_clean
 from recbole.model.general_recommender import LightGCN
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
@@ -315,9 +316,3 @@ def test_distilling_every_other_batch_weighs_double(toy: dict[str, Any]) -> None
 
 def test_freedom_class_is_found_by_its_name(toy: dict[str, Any]) -> None:
     assert isinstance(built("FREEDOM", toy)[0], FREEDOM)
-
-
-def all_clean(dataset: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probability and decision of a calibration that finds no noise."""
-    size = len(dataset.inter_feat)
-    return torch.ones(size), torch.ones(size, dtype=torch.bool)
