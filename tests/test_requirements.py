@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 import recbole_guider
 from recbole_guider.cli.main import main
 from recbole_guider.utils import requirements
+
+ROOT = Path(__file__).parent.parent
 
 
 def without_recbole(code: str) -> subprocess.CompletedProcess[str]:
@@ -108,3 +113,45 @@ def test_processes_that_only_predict_do_without_torch() -> None:
     code = "from recbole_guider.amsc import calibrate_parquet, calibrator, parquet\nassert 'torch' not in sys.modules"
     done = without_recbole(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_place_that_names_a_python_says_the_same() -> None:
+    setup, ci = (ROOT / "setup.py").read_text(), (ROOT / ".ci" / "run").read_text()
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", setup)
+    oldest, newest = named[0], named[-1]
+    assert f'python_requires=">={oldest}"' in setup
+    assert re.search(r"^for version in ([\d. ]+); do", ci, re.MULTILINE)[1].split() == named[::-1]  # type: ignore[index]
+    tools = (ROOT / "pyproject.toml").read_text()
+    assert f'target-version = "py{oldest.replace(".", "")}"' in tools and f'python_version = "{oldest}"' in tools
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        assert f"Python {oldest} to {newest}" in " ".join((ROOT / page).read_text("utf-8").split()), page
+
+
+def test_every_place_that_names_recboles_version_says_the_same() -> None:
+    setup = (ROOT / "setup.py").read_text()
+    version = re.search(r'"(recbole==[\d.]+)"', setup)[1]  # type: ignore[index]
+    pages = ("README.md", "CONTRIBUTING.md", "docs/tuning.md")
+    for file in ("setup.py", ".ci/run", "recbole_guider/utils/requirements.py", *pages):
+        assert set(re.findall(r"recbole==[\d.]+\d", (ROOT / file).read_text("utf-8"))) == {version}, file
+
+
+def test_the_command_that_ci_calls_is_the_readmes() -> None:
+    command = re.search(r"^test_command='(.*)'$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)[1]  # type: ignore[index]
+    commands = re.findall(r"```sh\n(.*)\n```", (ROOT / "README.md").read_text("utf-8"))
+    assert command == commands[1] and all(each.startswith("python3 -m venv .venv && ") for each in commands[:2])
+
+
+def test_requirements_reach_down_to_the_set_that_recbole_pins() -> None:
+    """What the extra pins is allowed by the requirements: nothing has to be replaced where that set is installed."""
+    setup = (ROOT / "setup.py").read_text()
+    listed, pinned = [
+        {each.name: each for each in map(Requirement, re.findall(r'^ +"([a-z][^"]*)",', part, re.MULTILINE))}
+        for part in (
+            setup.partition("REQUIREMENTS = [")[2].partition("\n]")[0],
+            setup.partition("RECBOLES_PINS = [")[2].partition("\n]")[0],
+        )
+    ]
+    assert {"numpy", "pandas", "ray"} <= set(pinned)
+    installed = {"ray": "2.6.3", "numpy": "1.26.4", "pandas": "2.3.3", "scipy": "1.12.0", "pyarrow": "17.0.0"}
+    for name, allowed in installed.items():
+        assert pinned[name].specifier.contains(allowed) and listed[name].specifier.contains(allowed), name
