@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import ERROR, Handler, getLogger
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from recbole.utils import init_logger, init_seed, set_color
 from tabulate import tabulate
 
 from recbole_guider import DEFAULT_DATASET, DEFAULT_MODEL
 from recbole_guider.config.guider_config import GuiderConfig
-from recbole_guider.config.trainers import trainer_class
+from recbole_guider.config.trainers import training_class
 from recbole_guider.config.validation import check_outputs, check_valid_metric
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.evaluation import detection_line
 from recbole_guider.models.base import require_sampled_items
 from recbole_guider.training.checkpoint import load, load_model
+from recbole_guider.training.loop import Evaluation, Training
 from recbole_guider.training.parallel.launch import Processes, launch
-from recbole_guider.training.parallel.trainer import require_same_data
+from recbole_guider.training.parallel.requirements import require_same_data
 from recbole_guider.utils import distributed
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.yaml_files import read_yaml
@@ -167,46 +168,80 @@ def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, A
     if wanted and not (isinstance(resume, (str, os.PathLike)) and Path(resume).is_file()):
         what = "empty" if resume == "" else resume
         raise GuiderError(f"resume is {what}: there is no such checkpoint; a killed run leaves <name>.last.pth.")
-    trainer, train_data, valid_data, test_data = _prepare(config)
-    if valid_data and config["eval_step"] > 0:
+    prepared = prepare_run(config)
+    if prepared.valid_data and config["eval_step"] > 0:
         check_valid_metric(config)
     if resume:
-        trainer.resume_checkpoint(resume)
+        prepared.training.resume_checkpoint(resume)
+    show_progress = config["show_progress"] and verbose
     training_start = time()
     if config["replay"]:
-        trainer, best_valid_score, best_valid_result = replay(
-            config, (trainer, train_data, valid_data), verbose=verbose
-        )
+        prepared, best_valid_score, best_valid_result = replay(config, prepared, verbose=verbose)
         saved = True
     else:
-        best_valid_score, best_valid_result = trainer.fit(
-            train_data, valid_data, verbose=verbose, saved=saved, show_progress=config["show_progress"] and verbose
+        best_valid_score, best_valid_result = prepared.training.fit(
+            prepared.train_data, prepared.valid_data, verbose=verbose, saved=saved, show_progress=show_progress
         )
     training_seconds = time() - training_start
-    test_result = trainer.evaluate(
-        test_data, load_best_model=saved, show_progress=config["show_progress"] and verbose
-    )
+    training = prepared.training
+    test_result = training.evaluate(prepared.test_data, load_best_model=saved, show_progress=show_progress)
     result = {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_valid_result,
         "test_result": test_result,
-        "calibration": getattr(trainer, "calibration_summary", None),
-        "model_file": trainer.saved_model_file if saved else None,
+        "calibration": getattr(training, "calibration_summary", None),
+        "model_file": training.saved_model_file if saved else None,
     }
     if verbose:
         getLogger().info(_closing_table(config, result, training_seconds, time() - start))
     return result
 
 
-def _prepare(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any]:
-    """Logger, data, model and trainer of a run, seeded as RecBole seeds them; ``dataset``: if it is built already."""
+class PreparedRun(NamedTuple):
+    """A run before its first epoch.
+
+    Attributes:
+        training: its :class:`~recbole_guider.training.loop.Training`, with ``training.model`` and ``training.config``.
+        train_data, valid_data, test_data: RecBole's loaders.
+    """
+
+    training: Training
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+
+    def iter_evaluations(
+        self, verbose: bool = True, saved: bool = True, show_progress: bool = False
+    ) -> Iterator[Evaluation]:
+        """Train, and stop after each evaluation; see :meth:`.Training.iter_evaluations`."""
+        return self.training.iter_evaluations(
+            self.train_data, self.valid_data, verbose=verbose, saved=saved, show_progress=show_progress
+        )
+
+
+def prepare_run(config: GuiderConfig, dataset: Any = None) -> PreparedRun:
+    """Logger, data, model and training of a run, seeded as RecBole seeds them.
+
+    For whoever drives a training evaluation by evaluation::
+
+        prepared = prepare_run(GuiderConfig("GUIDER_FREEDOM", "ml-100k"))
+        for evaluation in prepared.iter_evaluations():
+            print(evaluation.epoch, evaluation.result)
+
+    Args:
+        config: of the run.
+        dataset: the data set, where it is built already.
+
+    Raises:
+        GuiderError: as :func:`run_recbole_guider`.
+    """
     model, _, *loaders = _prepare_model(config, dataset)
-    return (trainer_class(config)(config, model), *loaders)
+    return PreparedRun(training_class(config)(config, model), *loaders)
 
 
 def _prepare_model(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any, Any]:
-    """Model, data set and loaders, as :func:`_prepare`; no trainer: it would start TensorBoard and Weights & Biases."""
+    """Model, data set and loaders, as :func:`prepare_run`; no training: it would start TensorBoard and Weights & Biases."""
     init_seed(config["seed"], config["reproducibility"])
     _init_logger(config)
     logger = getLogger()
@@ -236,13 +271,13 @@ def _prepare_model(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any,
     return model, dataset, train_data, valid_data, test_data
 
 
-class _StageEnds(Exception):
-    """Leaves training after an evaluation."""
-
-
 def replay(
-    config: GuiderConfig, first: tuple[Any, Any, Any], *, dataset: Any = None, verbose: bool = True
-) -> tuple[Any, float, Any]:
+    config: GuiderConfig,
+    prepared: PreparedRun,
+    *,
+    dataset: Callable[[GuiderConfig], Any] | None = None,
+    verbose: bool = True,
+) -> tuple[PreparedRun, float, Any]:
     """Train as a trial of a sweep did whose settings changed on the way, or that was stopped early.
 
     ``config["replay"]`` has ``stages``, a list of ``{epoch, settings}``: from that epoch (the first is 0) on these
@@ -251,37 +286,28 @@ def replay(
 
     Args:
         config: the settings up to the first stage.
-        first: trainer, training and validation loader for them.
+        prepared: the run with them.
         dataset: makes the data set of a further stage anew, given its configuration; default: from files.
 
     Returns:
-        (the last trainer, best_valid_score, best_valid_result)
+        (the run of the last stage, best_valid_score, best_valid_result)
     """
     plan = config["replay"]
-    stages, stop_after = list(plan.get("stages") or ()), plan.get("stop_after")
-    ends = [*(stage["epoch"] for stage in stages), stop_after]
-    trainer, train_data, valid_data = first
-    for number, end in enumerate(ends):
+    stages = list(plan.get("stages") or ())
+    for number, end in enumerate([*(stage["epoch"] for stage in stages), plan.get("stop_after")]):
         if number:
             staged = GuiderConfig.from_plain(config.to_plain(), overrides=stages[number - 1]["settings"])
-            file = trainer.last_model_file
-            trainer, train_data, valid_data, _ = _prepare(staged, dataset(staged) if dataset else None)
-            trainer.resume_checkpoint(file)
-
-        def after_evaluation(epoch_idx: int, valid_score: float, end: int | None = end) -> None:
-            if end is not None and epoch_idx + 1 >= end:
-                raise _StageEnds
-
-        try:
-            score, result = trainer.fit(
-                train_data, valid_data, verbose=verbose, saved=True,
-                show_progress=config["show_progress"] and verbose, callback_fn=after_evaluation,
-            )
-        except _StageEnds:
-            continue
-        return trainer, score, result
-    Path(trainer.last_model_file).unlink(missing_ok=True)
-    return trainer, trainer.best_valid_score, trainer.best_valid_result
+            file = prepared.training.last_model_file
+            prepared = prepare_run(staged, dataset(staged) if dataset else None)
+            prepared.training.resume_checkpoint(file)
+        for evaluation in prepared.iter_evaluations(verbose, show_progress=config["show_progress"] and verbose):
+            if end is not None and evaluation.epoch + 1 >= end:
+                break
+        else:
+            break  # the training ended by itself
+    training = prepared.training
+    Path(training.last_model_file).unlink(missing_ok=True)
+    return prepared, training.best_valid_score, training.best_valid_result
 
 
 def _init_logger(config: GuiderConfig) -> None:

@@ -25,11 +25,11 @@ def train(process: dict[str, Any], cases: list[dict[str, Any]]) -> list[dict[str
 
 def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     from recbole_guider.config.guider_config import GuiderConfig
-    from recbole_guider.quick_start import _prepare
+    from recbole_guider.quick_start import prepare_run
 
     stop_after = case.get("stop_after")
     config = GuiderConfig(config_dict={**case["settings"], **process}, command_line=[])
-    trainer, train_data, valid, test = _prepare(config)
+    trainer, train_data, valid, test = prepare_run(config)
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     curve: list[Any] = []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from recbole_guider.config.guider_config import GuiderConfig
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 
 
 class Killed(Exception):
@@ -37,7 +37,7 @@ def assert_resumes(
 
     def state(resume: str | None, kill_after: int | None) -> tuple[dict[str, Any], str]:
         config = GuiderConfig(model, "toy", config_dict={**settings, "resume": resume}, command_line=[])
-        trainer, train, valid, _ = _prepare(config)
+        trainer, train, valid, _ = prepare_run(config)
         if resume:
             trainer.resume_checkpoint(resume)
         # what others draw from the global generator must not matter

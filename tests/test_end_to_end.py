@@ -18,7 +18,7 @@ import recbole_guider
 from recbole_guider import load_data_and_model, objective_function, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.training.checkpoint import load
 from recbole_guider.utils.errors import GuiderError
 
@@ -160,7 +160,7 @@ def test_every_choice_of_the_block_trains(block: dict[str, Any], toy: dict[str, 
 @pytest.mark.parametrize("learner", ["adagrad", "sgd"])
 def test_a_fused_step_is_asked_of_optimisers_that_make_its_state_late(learner: str, toy: dict[str, Any]) -> None:
     config = GuiderConfig("GUIDER_FREEDOM", "toy", config_dict={**toy, "learner": learner}, command_line=[])
-    trainer, train, _, _ = _prepare(config)
+    trainer, train, _, _ = prepare_run(config)
     for optimizer in (trainer.optimizer, trainer.teacher_optimizer):
         assert bool(optimizer.param_groups[0]["fused"]) is (learner == "sgd")
     trainer.fit(train, None, saved=False)
@@ -173,7 +173,7 @@ def test_a_backbone_without_matrices_distils_on_candidates(toy: dict[str, Any]) 
 
 def test_losses_fall_and_the_student_learns_the_planted_tastes(toy: dict[str, Any]) -> None:
     config = GuiderConfig("GUIDER_FREEDOM", "toy", config_dict={**toy, "epochs": 15}, command_line=[])
-    trainer, train, valid, test = _prepare(config)
+    trainer, train, valid, test = prepare_run(config)
     losses = []
     original = trainer._add_train_loss_to_tensorboard
     trainer._add_train_loss_to_tensorboard = lambda epoch, loss, **more: (losses.append(loss), original(epoch, loss))
@@ -189,7 +189,7 @@ def test_gradients_of_the_teacher_do_not_count_in_the_students_clipping(toy: dic
     config = GuiderConfig(
         "GUIDER_FREEDOM", "toy", config_dict={**toy, "epochs": 1, "clip_grad_norm": {"max_norm": 1.0}}, command_line=[]
     )
-    trainer, train, _, _ = _prepare(config)
+    trainer, train, _, _ = prepare_run(config)
     seen = []
     calculate = trainer.model.calculate_loss
 

@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.training.checkpoint import PlainCheckpoints
 from recbole_guider.training.mirror_gradient import _reaches_base
 from recbole_guider.training.settings import MirrorGradientSettings
@@ -48,7 +48,7 @@ class Batches(list):
 
 def prepared(model: str, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     return trainer, train, valid
 
 

@@ -27,7 +27,7 @@ from recbole_guider.config.trainers import trainer_class
 from recbole_guider.denoising.methods import METHODS as ALL_METHODS
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.losses.distillation import ot_distillation_loss
-from recbole_guider.quick_start import _prepare, load_data_and_model, run_recbole_guider
+from recbole_guider.quick_start import prepare_run, load_data_and_model, run_recbole_guider
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def trained(model: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     config = GuiderConfig(model, "toy", config_dict={**settings, "epochs": 1}, command_line=[])
     with other_device(monkeypatch) if elsewhere else nullcontext(config["device"]) as device:
         config["device"] = device
-        trainer, train, valid, test = _prepare(config)
+        trainer, train, valid, test = prepare_run(config)
         for optimizer in [each for each in vars(trainer).values() if isinstance(each, torch.optim.Optimizer)]:
             for group in optimizer.param_groups:
                 group["fused"] = group["foreach"] = False  # kernels that the other device lacks
@@ -146,11 +146,11 @@ def test_what_a_gpu_trained_ranks_the_same_on_a_cpu(model: Any, changes: dict[st
 @pytest.mark.parametrize("model", OURS)
 def test_scores_on_a_gpu_are_those_of_a_cpu(model: str, toy: dict[str, Any]) -> None:
     config = GuiderConfig(model, "toy", config_dict={**toy, "epochs": 1}, command_line=[])
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     trainer.fit(train, valid, saved=False)
     here, batch = trainer.model.eval(), next(iter(train))
     away_config = GuiderConfig(model, "toy", config_dict={**toy, "use_gpu": True}, command_line=[])
-    there = _prepare(away_config)[0].model
+    there = prepare_run(away_config)[0].model
     there.load_state_dict(here.state_dict())
     there.eval()
     for network in (here, there):

@@ -24,7 +24,7 @@ from torch import nn
 import recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.config.trainers import trainer_class, trainer_of
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.training.parallel import evaluation
 from recbole_guider.training.parallel.launch import Processes, launch
 from recbole_guider.training.parallel.losses import WholeBatchLoss
@@ -192,7 +192,7 @@ def test_every_user_is_evaluated_once(
 ) -> None:
     eval_args = {**settings["eval_args"], "mode": mode}
     more = {"eval_args": eval_args, "eval_memory_mb": 0.01, "eval_batch_size": 40, "model": "BPR"}
-    _, _, _, test = _prepare(GuiderConfig(config_dict={**settings, **more}, command_line=[]))
+    _, _, _, test = prepare_run(GuiderConfig(config_dict={**settings, **more}, command_line=[]))
     np.random.seed(0)
     users = [int(user) for batch in test for user in batch[0]["user_id"]]
     items = [] if mode == "full" else [batch[0]["item_id"] for batch in (np.random.seed(0), *test)[1:]]

@@ -12,7 +12,7 @@ from resuming import Killed, assert_resumes_exactly
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.utils.errors import GuiderError
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def interrupted(model: str, settings: dict[str, Any], after: int, metric_falls: bool = False) -> Any:
     """The trainer of a run on the toy data that was killed after epoch ``after``, its files left as they were."""
     config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     if metric_falls:
         validate = trainer._valid_epoch
         trainer._valid_epoch = lambda *a, **k: (-float(len(trainer.train_loss_dict)), validate(*a, **k)[1])

@@ -33,7 +33,8 @@ import recbole_guider
 from recbole_guider.benchmark.progress import SAVED, Progress, last_checkpoint, read_progress
 from recbole_guider.benchmark.spec import Cell
 from recbole_guider.data.eval_mask import PerUserEvaluator
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
+from recbole_guider.training.loop import Callback, Evaluation, Training
 from recbole_guider.training.trainer import share_calibrations
 from recbole_guider.utils.atomic_io import write_whole
 from recbole_guider.utils.errors import GuiderError
@@ -100,44 +101,25 @@ def _train_and_test(
     config: Any, calibrations: Path, progress: Progress, checkpoint: Path | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     begin = time.perf_counter() - progress.seconds
-    trainer, train, valid, test = _prepare(config)
-    share_calibrations(trainer, calibrations)
+    training, train, valid, test = prepare_run(config)
+    share_calibrations(training, calibrations)
     if checkpoint is not None:
-        trainer.resume_checkpoint(checkpoint)
+        training.resume_checkpoint(checkpoint)
         progress.resumed += 1
-        if not trainer.cur_step:  # the checkpoint was written before the score of its epoch was noted
-            progress.scores.append([trainer.start_epoch - 1, float(trainer.best_valid_score)])
-    train_epoch = trainer._train_epoch
-
-    def timed(*arguments: Any, **more: Any) -> Any:
-        wall, cpu = time.perf_counter(), time.process_time()
-        losses = train_epoch(*arguments, **more)
-        progress.epochs.append([time.perf_counter() - wall, time.process_time() - cpu])
-        return losses
-
-    def notes() -> dict[str, Any]:
-        progress.seconds = time.perf_counter() - begin
-        progress.peak_memory = max(progress.peak_memory, _peak_megabytes())
-        progress.calibration_seconds = getattr(trainer, "calibration_seconds", None) or progress.calibration_seconds
-        return dataclasses.asdict(progress)
-
-    trainer._train_epoch, trainer.notes = timed, notes
-    trainer.keep_last_model = True  # a run that is killed while it is tested has its training behind it
-    trainer.fit(
-        train, valid, verbose=False,
-        callback_fn=lambda epoch, score: progress.scores.append([epoch, float(score)]),
-    )
-    trainer.evaluator = PerUserEvaluator(config)
-    trainer.evaluate(test, load_best_model=True)
-    per_user = trainer.evaluator.per_user
+    training.callbacks.append(_Record(training, progress, begin))
+    training.keep_last_model = True  # a run that is killed while it is tested has its training behind it
+    training.fit(train, valid, verbose=False)
+    evaluator = training.steps.trainer.evaluator = PerUserEvaluator(config)
+    training.evaluate(test, load_best_model=True)
+    per_user = evaluator.per_user
     dataset = test._dataset
     users = pd.DataFrame({"user": dataset.id2token(dataset.uid_field, np.asarray(test.uid_list)), **per_user})
-    best = [epoch for epoch, score in progress.scores if score == trainer.best_valid_score]
-    calibration = getattr(trainer, "calibration_summary", None) or {}
+    best = [epoch for epoch, score in progress.scores if score == training.best_valid_score]
+    calibration = getattr(training, "calibration_summary", None) or {}
     found = {f"detection {name}": value for name, value in (calibration.get("detection") or {}).items()}
     wall_seconds, cpu_seconds = np.median(progress.epochs, axis=0)
     row = {
-        **{f"valid {name}": float(value) for name, value in (trainer.best_valid_result or {}).items()},
+        **{f"valid {name}": float(value) for name, value in (training.best_valid_result or {}).items()},
         # not RecBole's four decimals
         **{f"test {name}": float(value.mean()) for name, value in per_user.items()},
         # of epochs that are as good RecBole keeps the last
@@ -147,6 +129,32 @@ def _train_and_test(
         "calibration seconds": progress.calibration_seconds, "noise rate": calibration.get("noise_rate"), **found,
     }
     return row, users
+
+
+class _Record(Callback):
+    """Keeps a run's :class:`Progress`."""
+
+    def __init__(self, training: Training, progress: Progress, begin: float) -> None:
+        self.training, self.progress, self.begin = training, progress, begin
+        self._started = (0.0, 0.0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._started = (time.perf_counter(), time.process_time())
+
+    def end_epoch(self, epoch: int) -> None:
+        wall, cpu = self._started
+        self.progress.epochs.append([time.perf_counter() - wall, time.process_time() - cpu])
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.progress.scores.append([evaluation.epoch, float(evaluation.score)])
+
+    def notes(self) -> dict[str, Any]:
+        progress = self.progress
+        progress.seconds = time.perf_counter() - self.begin
+        progress.peak_memory = max(progress.peak_memory, _peak_megabytes())
+        seconds = getattr(self.training, "calibration_seconds", None)
+        progress.calibration_seconds = seconds or progress.calibration_seconds
+        return dataclasses.asdict(progress)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""RecBole's training around a denoised model: which interaction is which, epochs, and the method's optimisers."""
+"""The training of a denoised model: which interaction is which, the method's epochs and optimisers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
+from recbole.trainer import Trainer
 
 from recbole_guider.denoising.model import INTERACTION
-from recbole_guider.training.checkpoint import PlainCheckpoints
+from recbole_guider.training.loop import Training
+from recbole_guider.training.steps import Steps, recboles_trainer
 from recbole_guider.utils.errors import GuiderError
 
 
-class DenoisingTraining(PlainCheckpoints):
-    """Mixed into a RecBole trainer to train a :class:`~recbole_guider.denoising.model.Denoised`.
+class DenoisingTraining(Training):
+    """The training of a :class:`~recbole_guider.denoising.model.Denoised`.
 
-    The epoch loop is RecBole's. Batches carry the number of each training interaction, the method is told of every
-    epoch, and the optimisers that a method keeps for itself are saved and restored with the backbone's.
+    Batches carry the number of each training interaction, the method is told of every epoch, and the optimisers that a
+    method keeps for itself are saved and restored with the backbone's.
+
+    Raises:
+        GuiderError: RecBole trains the backbone in a way of its own.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
@@ -28,18 +33,17 @@ class DenoisingTraining(PlainCheckpoints):
         }
         model.method.optimizers = self.method_optimizers
 
-    def _build_optimizer(self, **kwargs: Any) -> Any:
-        kwargs.setdefault("params", self.model.jointly_trained())
-        return super()._build_optimizer(**kwargs)
+    def make_steps(self) -> Steps:
+        config = self.config
+        trainer = recboles_trainer(config["MODEL_TYPE"], config["backbone"])
+        if trainer is not Trainer:
+            raise GuiderError(
+                f"denoising is {config.denoising_settings.method}: {config['backbone']} has a trainer of its own "
+                f"({trainer.__name__}), which a method cannot change."
+            )
+        return Steps(config, self.model, trainer, parameters=self.model.jointly_trained())
 
-    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
-        self.model.method.begin_epoch(epoch_idx)
-        losses = super()._train_epoch(train_data, epoch_idx, loss_func=loss_func, show_progress=show_progress)
-        self.model.method.end_epoch(epoch_idx)
-        return losses
-
-    def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True,
-            show_progress: bool = False, callback_fn: Any = None) -> tuple[float, Any]:
+    def begin(self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool) -> None:
         dataset = train_data.dataset
         expected = len(self.model.method.context.users)
         if len(dataset.inter_feat) != expected:
@@ -48,7 +52,12 @@ class DenoisingTraining(PlainCheckpoints):
                 f"{len(dataset.inter_feat)}: use the data set it was made with."
             )
         dataset.inter_feat.update(Interaction({INTERACTION: torch.arange(expected)}))
-        return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+
+    def train_epoch(self, train_data: Any, epoch: int, show_progress: bool) -> Any:
+        self.model.method.begin_epoch(epoch)
+        losses = super().train_epoch(train_data, epoch, show_progress)
+        self.model.method.end_epoch(epoch)
+        return losses
 
     def extra_state(self) -> dict[str, Any]:
         return {name: optimizer.state_dict() for name, optimizer in self.method_optimizers.items()}

@@ -74,9 +74,9 @@ def get_trainer(model_type: Any, model_name: str) -> type:
 
     if not is_ours(model_name):
         return _recboles(get_trainer)(model_type, model_name)
-    from recbole_guider.config.trainers import trainer_of
+    from recbole_guider.config.trainers import training_by_name
 
-    return trainer_of(model_type, model_name)
+    return training_by_name(model_name)
 
 
 def create_dataset(config: Any) -> Any:

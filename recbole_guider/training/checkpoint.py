@@ -1,4 +1,4 @@
-"""Checkpoints of plain data, for RecBole's trainers and ours: safe to load, and enough to resume exactly."""
+"""Checkpoints of plain data: safe to load, and enough to resume a training exactly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from recbole.utils import set_color
 
 from recbole_guider.data.dataset import keys_of_pairs
 from recbole_guider.utils import distributed
@@ -24,10 +23,7 @@ from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.model_state import PlainAttributes, loaded_parameters, stored_parameters
 
 if TYPE_CHECKING:
-    from recbole.trainer import Trainer as _Trainer
-else:
-    _Trainer = object  # a mixin: the trainer stands beside it
-
+    from recbole_guider.training.loop import Training  # it writes and reads its state here
 
 #: Settings that say nothing about the shape of a model.
 _FREE = {"checkpoint_dir", "data_path", "epochs", "seed", "show_progress", "state", "device", "gpu_id", "use_gpu"}
@@ -132,7 +128,7 @@ def held_optimizers(trainer: Any) -> dict[str, torch.optim.Optimizer]:
     return {name: value for name, value in vars(trainer).items() if isinstance(value, torch.optim.Optimizer)}
 
 
-def optimizer_states(trainer: Any, apart: tuple[str, ...] = ()) -> dict[str, Any]:
+def optimizer_states(trainer: Any) -> dict[str, Any]:
     """The state of each optimiser that a trainer holds, and which of them is at work.
 
     RecBole's RecVAE trainer has one for its encoder and one for its decoder, and puts each in turn in the place of
@@ -140,9 +136,8 @@ def optimizer_states(trainer: Any, apart: tuple[str, ...] = ()) -> dict[str, Any
 
     Args:
         trainer: a RecBole trainer.
-        apart: attributes that are saved elsewhere.
     """
-    held = {name: value for name, value in held_optimizers(trainer).items() if name not in ("optimizer", *apart)}
+    held = {name: value for name, value in held_optimizers(trainer).items() if name != "optimizer"}
     at_work = next((name for name, optimizer in held.items() if optimizer is trainer.optimizer), "optimizer")
     states = {name: optimizer.state_dict() for name, optimizer in held.items()}
     return {"at_work": at_work, "states": {**states, at_work: trainer.optimizer.state_dict()}}
@@ -169,7 +164,7 @@ def load_model(model: Any, state: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Resumed:
+class Resumed:
     """What training needs of the checkpoint that it continues, beside the states that are loaded at once."""
 
     random_state: Mapping[str, Any] | None
@@ -192,183 +187,103 @@ def _is_there(best: Path, resumed: Path, state: Mapping[str, Any]) -> bool:
     return best.exists()
 
 
-class PlainCheckpoints(_Trainer):
-    """Mixed into a RecBole trainer: the same training, with checkpoints of plain data that resume exactly.
+def state_of(training: Training, epoch: int) -> dict[str, Any]:
+    """What a checkpoint after ``epoch`` holds."""
+    return {
+        "config": training.config.to_plain(),
+        "epoch": epoch,
+        "cur_step": training.cur_step,
+        "best_valid_score": plain(training.best_valid_score),
+        "best_valid_result": plain(training.best_valid_result),
+        "best_model_file": os.path.basename(training.saved_model_file),
+        "state_dict": training.model.state_dict(),
+        "other_parameter": plain(stored_parameters(training.model.other_parameter())),
+        "attributes": plain(training.attributes.changed()),
+        "optimizers": optimizer_states(training.steps.trainer),
+        "optimizer_settings": training.built_with,
+        "random_state": None if training.train_data is None else random_state(training.train_data),
+        "extra_state": training.extra_state(),
+        "training_pairs": training.training_pairs,
+        "notes": plain({name: note for each in training.callbacks for name, note in each.notes().items()}),
+    }
 
-    Two files: ``<model>-<time>-<unique>.pth`` is the best model by validation, as RecBole has it;
-    ``<the same>.last.pth`` is rewritten after every evaluation, so that a killed run continues where it was
-    (``resume: <file>``), and is removed when training ends.
+
+def resume(training: Training, resume_file: str | Path) -> None:
+    """Let a training continue from a checkpoint; its random streams follow in :func:`continue_resumed`.
+
+    Raises:
+        GuiderError: the checkpoint is of another model, data set or shape, or that run's best model is missing.
     """
-
-    saved_model_file: str
-    start_epoch: int
-
-    def __init__(self, config: Any, model: Any) -> None:
-        super().__init__(config, model)
-        stem, extension = os.path.splitext(self.saved_model_file)
-        # RecBole names checkpoints by the second: two runs that start together would share a file
-        self.saved_model_file = distributed.share(f"{stem}-{secrets.token_hex(3)}{extension}")
-        self._attributes = PlainAttributes(model)
-        self._train_data: Any = None
-        #: a sum over the pairs that are trained on
-        self._training_pairs: int | None = None
-        self._resumed: _Resumed | None = None
-        #: gives what whoever runs this trainer notes down: plain data, saved with every checkpoint
-        self.notes: Callable[[], Mapping[str, Any]] = dict
-        #: whether the state after the latest evaluation stays when training ends, for a caller that has more to do
-        self.keep_last_model = False
-        self._valid_result: Any = None
-        #: learning rates and weight decays that the optimisers were made with
-        self._built_with: dict[str, list[list[float]]] = {}
-
-    @property
-    def last_model_file(self) -> str:
-        """Where the state after the latest evaluation lies while training runs."""
-        return f"{os.path.splitext(self.saved_model_file)[0]}.last.pth"
-
-    def extra_state(self) -> dict[str, Any]:
-        """What a trainer needs beyond RecBole's own state to continue; plain data and tensors."""
-        return {}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`extra_state` gave."""
-
-    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
-        score, self._valid_result = super()._valid_epoch(valid_data, show_progress=show_progress)
-        return score, self._valid_result
-
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        if not distributed.is_main():
-            return
-        file = kwargs.pop("saved_model_file", self.saved_model_file)
-        state = {
-            "config": self.config.to_plain(),
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": plain(self.best_valid_score),
-            # RecBole saves a model that is the best so far before it takes over its result
-            "best_valid_result": plain(self.best_valid_result if self.cur_step else self._valid_result),
-            "best_model_file": os.path.basename(self.saved_model_file),
-            "state_dict": self.model.state_dict(),
-            "other_parameter": plain(stored_parameters(self.model.other_parameter())),
-            "attributes": plain(self._attributes.changed()),
-            "optimizer": self.optimizer.state_dict(),
-            "optimizers": optimizer_states(self, apart=("teacher_optimizer",)),
-            "optimizer_settings": self._built_with,
-            "random_state": None if self._train_data is None else random_state(self._train_data),
-            "extra_state": self.extra_state(),
-            "training_pairs": self._training_pairs,
-            "notes": plain(self.notes()),
-        }
-        save(state, file)
-        if verbose:
-            self.logger.info(set_color("Saving current", "blue") + f": {file}")
-
-    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
-        """What RecBole's trainers with stages (RaCT) write after one: the backbone's weights, for the next stage.
-
-        The next stage reads them as ``pre_model_path``, with GUIDER or without. The run's own checkpoint is a file of
-        its own, as always.
-        """
-        backbone: Any = getattr(self.model, "student", self.model)
-        weights = backbone.state_dict()
-        if distributed.is_main():
-            save({"epoch": epoch, "state_dict": weights}, saved_model_file)
-        self._save_checkpoint(epoch, verbose=False)
-
-    def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """Continue from a checkpoint: the model, every optimiser, the counters and the random streams.
-
-        Raises:
-            GuiderError: the checkpoint is of another model, data set or shape, or that run's best model is missing.
-        """
-        with distributed.file_of_main(resume_file) as file:
-            state = load(file, self.device)
-            stored = state["config"]
-            for key, what in (("model", "holds a"), ("dataset", "was trained on")):
-                if stored[key] != self.config[key]:
-                    raise GuiderError(f"{resume_file} {what} {stored[key]}: it cannot continue as {self.config[key]}.")
-            best = Path(resume_file).parent / state["best_model_file"]
-            if not distributed.once(lambda: _is_there(best, Path(resume_file), state)):
-                raise GuiderError(
-                    f"{resume_file} continues a run whose best model so far is {best.name}: put that file beside it."
-                )
-            self.optimizer = getattr(self, state["optimizers"]["at_work"])
-            self._built_with = self._optimizer_settings()
-            try:
-                super().resume_checkpoint(file)
-                load_optimizers(self, state["optimizers"])
-                self.load_extra_state(state["extra_state"])
-                self._attributes.restore(state.get("attributes") or {})
-                self.model.load_other_parameter(loaded_parameters(state["other_parameter"]))
-            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # what torch raises
-                raise GuiderError(
-                    f"{resume_file} does not fit the model of this run: repeat the settings that it was started with"
-                    f"{_differences(stored, self.config.to_plain())}."
-                ) from error
-        self.saved_model_file = os.fspath(best)
-        self.best_valid_result = state["best_valid_result"]
-        self._valid_result = state["best_valid_result"]
-        had_stopped = self.cur_step > self.stopping_step == stored["stopping_step"]
-        self._resumed = _Resumed(state["random_state"], state.get("training_pairs"), had_stopped)
-        self._keep_changed_settings(state.get("optimizer_settings") or {}, self._built_with)
-
-    def _optimizer_settings(self) -> dict[str, list[list[float]]]:
-        """Optimiser -> learning rate and weight decay of each group."""
-        return {
-            name: [[float(each["lr"]), float(each.get("weight_decay", 0.0))] for each in optimizer.param_groups]
-            for name, optimizer in held_optimizers(self).items()
-        }
-
-    def _keep_changed_settings(self, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-        """Learning rates and weight decays that this run changes hold; the stored state would overwrite them."""
-        for name, optimizer in held_optimizers(self).items():
-            if own[name] == stored.get(name, own[name]):
-                continue
-            for options, (learning_rate, weight_decay) in zip(optimizer.param_groups, own[name], strict=True):
-                options.update(lr=learning_rate, weight_decay=weight_decay)
-
-    def fit(self, train_data: Any, valid_data: Any = None, verbose: bool = True, saved: bool = True,
-            show_progress: bool = False, callback_fn: Any = None) -> tuple[float, Any]:
-        self._train_data = train_data
-        self._training_pairs = pairs_sum(train_data._dataset)
-        resumed, self._resumed = self._resumed, None
-        if resumed is not None and resumed.training_pairs not in (None, self._training_pairs):
-            raise GuiderError(
-                f"resume is a checkpoint of a run on other training interactions, and what is tested here may be among "
-                f"them: give the data, the split, the noise and the seed ({self.config['seed']} here) of that run."
-            )
-        if not self._built_with:
-            self._built_with = self._optimizer_settings()
-        trained = False
-        if resumed is not None:
-            if resumed.random_state is not None:
-                restore_random_state(resumed.random_state, train_data)
-            trained = self.start_epoch >= self.epochs or resumed.had_stopped
-        if trained:  # killed after its last epoch: RecBole would go on, or save the last model in place of the best
-            self.start_epoch = max(self.start_epoch, self.epochs)
-
-        def after_evaluation(epoch_idx: int, valid_score: float) -> None:
-            if saved:
-                self._save_checkpoint(epoch_idx, verbose=False, saved_model_file=self.last_model_file)
-            if callback_fn:
-                callback_fn(epoch_idx, valid_score)
-
-        result = super().fit(
-            train_data, valid_data, verbose, saved and not trained, show_progress, after_evaluation
+    config = training.config
+    with distributed.file_of_main(resume_file) as file:
+        state = load(file, training.device)
+    stored = state["config"]
+    for key, what in (("model", "holds a"), ("dataset", "was trained on")):
+        if stored[key] != config[key]:
+            raise GuiderError(f"{resume_file} {what} {stored[key]}: it cannot continue as {config[key]}.")
+    best = Path(resume_file).parent / state["best_model_file"]
+    if not distributed.once(lambda: _is_there(best, Path(resume_file), state)):
+        raise GuiderError(
+            f"{resume_file} continues a run whose best model so far is {best.name}: put that file beside it."
         )
-        if saved and self.train_loss_dict and distributed.is_main() and not Path(self.saved_model_file).exists():
-            # a trainer that never validates (a stage of RaCT) has saved nothing yet
-            self._save_checkpoint(max(self.train_loss_dict), verbose=False)
-        if distributed.is_main() and not self.keep_last_model:
-            Path(self.last_model_file).unlink(missing_ok=True)
-        return result
+    training.built_with = _optimizer_settings(training)
+    try:
+        load_model(training.model, state)
+        load_optimizers(training.steps.trainer, state["optimizers"])
+        training.load_extra_state(state["extra_state"])
+        training.attributes.restore(state.get("attributes") or {})
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # what torch raises
+        raise GuiderError(
+            f"{resume_file} does not fit the model of this run: repeat the settings that it was started with"
+            f"{_differences(stored, config.to_plain())}."
+        ) from error
+    training.start_epoch, training.cur_step = state["epoch"] + 1, state["cur_step"]
+    training.best_valid_score, training.best_valid_result = state["best_valid_score"], state["best_valid_result"]
+    training.saved_model_file = os.fspath(best)
+    had_stopped = training.cur_step > training.stopping_step == stored["stopping_step"]
+    training.resumed = Resumed(state["random_state"], state.get("training_pairs"), had_stopped)
+    _keep_changed_settings(training, state.get("optimizer_settings") or {})
+    training.logger.info(f"Checkpoint loaded. Resume training from epoch {training.start_epoch}")
 
-    def evaluate(
-        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
-    ) -> Any:
-        if eval_data and load_best_model:
-            with distributed.file_of_main(model_file or self.saved_model_file) as file:
-                state = load(file, self.device)
-            load_model(self.model, state)
-        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+def continue_resumed(training: Training) -> bool:
+    """Note what a training is on, and continue the random streams of what it resumes.
+
+    Returns:
+        Whether the resumed run had ended: it was killed after its last epoch.
+
+    Raises:
+        GuiderError: the resumed run was on other training interactions.
+    """
+    training.training_pairs = pairs_sum(training.train_data._dataset)
+    resumed, training.resumed = training.resumed, None
+    if not training.built_with:
+        training.built_with = _optimizer_settings(training)
+    if resumed is None:
+        return False
+    if resumed.training_pairs not in (None, training.training_pairs):
+        raise GuiderError(
+            f"resume is a checkpoint of a run on other training interactions, and what is tested here may be among "
+            f"them: give the data, the split, the noise and the seed ({training.config['seed']} here) of that run."
+        )
+    if resumed.random_state is not None:
+        restore_random_state(resumed.random_state, training.train_data)
+    return training.start_epoch >= training.epochs or resumed.had_stopped
+
+
+def _optimizer_settings(training: Training) -> dict[str, list[list[float]]]:
+    """Optimiser -> learning rate and weight decay of each group."""
+    return {
+        name: [[float(each["lr"]), float(each.get("weight_decay", 0.0))] for each in optimizer.param_groups]
+        for name, optimizer in training.optimizers().items()
+    }
+
+
+def _keep_changed_settings(training: Training, stored: Mapping[str, Any]) -> None:
+    """Learning rates and weight decays that this run changes hold; the stored state would overwrite them."""
+    own = training.built_with
+    for name, optimizer in training.optimizers().items():
+        if own[name] == stored.get(name, own[name]):
+            continue
+        for options, (learning_rate, weight_decay) in zip(optimizer.param_groups, own[name], strict=True):
+            options.update(lr=learning_rate, weight_decay=weight_decay)

@@ -11,24 +11,27 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.training.checkpoint import random_state, restore_random_state
 from recbole_guider.training.trainer import share_calibrations
 from recbole_guider.tuning import ray_api
 from recbole_guider.tuning.definition import SweepDefinition
-from recbole_guider.tuning.lockstep import Lockstep
 from recbole_guider.tuning.shared_data import configuration, unpack
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.yaml_files import write_yaml
 
 #: The file of a trial's checkpoint that says where the trial was.
 _PROGRESS = "progress.json"
+
+
+#: What stands for the next evaluation of a training that has ended.
+_ENDED = object()
 
 
 class TrialFailed(RuntimeError):
@@ -107,41 +110,33 @@ class SeedRun:
         """The best model, and what training continues from."""
         return [file for file in (self.work / f"{self.stem}.pth", self.work / f"{self.stem}.last.pth") if file.exists()]
 
-    def __call__(self, pause: Callable[[], None]) -> None:
+    def train(self) -> Iterator[None]:
+        """Train, and stop after each evaluation; meanwhile others may draw from the generators of this process.
+
+        Raises:
+            FloatingPointError: a loss or a score is not finite.
+        """
         overrides: dict[str, Any] = {"checkpoint_dir": str(self.work), "show_progress": False, "save_dataset": False}
         if self.seed is not None:
             overrides["seed"] = self.seed
         config = configuration(self.settings, **overrides)
-        trainer, train_data, valid_data, _ = _prepare(config, unpack(self.packed, config))
-        trainer.saved_model_file = str(self.work / f"{self.stem}.pth")
+        prepared = prepare_run(config, unpack(self.packed, config))
+        prepared.training.saved_model_file = str(self.work / f"{self.stem}.pth")
         # trials that differ in other settings than AMSC's share one, on each machine
-        share_calibrations(trainer, ray_api.trial_folder().parent / "calibrations")
+        share_calibrations(prepared.training, ray_api.trial_folder().parent / "calibrations")
         if self.resume is not None:
-            trainer.resume_checkpoint(self.resume)
-        validate = trainer._valid_epoch
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            score, result = validate(*args, **kwargs)
-            self.valid_result = _numbers(result)
-            return score, result
-
-        def after_evaluation(epoch_idx: int, valid_score: float) -> None:
-            loss = trainer.train_loss_dict.get(epoch_idx, 0.0)
-            for what, value in (("training loss", loss), ("validation score", valid_score)):
+            prepared.training.resume_checkpoint(self.resume)
+        for evaluation in prepared.iter_evaluations():
+            for what, value in (("training loss", evaluation.train_loss), ("validation score", evaluation.score)):
                 if not math.isfinite(value):
-                    raise FloatingPointError(f"the {what} is {value} after epoch {epoch_idx}")
-            self.epochs, self.evaluations = epoch_idx + 1, self.evaluations + 1
-            self.valid_score, self.best_valid_score = float(valid_score), float(trainer.best_valid_score)
-            self.best_valid_result = _numbers(trainer.best_valid_result)
-            self.over = (
-                epoch_idx + trainer.eval_step >= trainer.epochs or trainer.cur_step > trainer.stopping_step
-            )
-            state = random_state(train_data)  # the next seed draws from the same generators
-            pause()
-            restore_random_state(state, train_data)
-
-        trainer._valid_epoch = watched
-        trainer.fit(train_data, valid_data, verbose=True, saved=True, callback_fn=after_evaluation)
+                    raise FloatingPointError(f"the {what} is {value} after epoch {evaluation.epoch}")
+            self.epochs, self.evaluations = evaluation.epoch + 1, self.evaluations + 1
+            self.valid_score, self.best_valid_score = float(evaluation.score), float(evaluation.best_score)
+            self.valid_result, self.best_valid_result = map(_numbers, (evaluation.result, evaluation.best_result))
+            self.over = evaluation.is_last
+            state = random_state(prepared.train_data)
+            yield
+            restore_random_state(state, prepared.train_data)
 
 
 def _train(definition: SweepDefinition, chosen: dict[str, Any], server: Any, work: Path) -> None:
@@ -164,12 +159,13 @@ def _train(definition: SweepDefinition, chosen: dict[str, Any], server: Any, wor
     if all(run.over for run in runs):
         _report(runs, stages, work, 0.0)
         return
-    with Lockstep([run for run in runs if not run.over]) as lockstep:
-        while True:
-            start, before = time.time(), sum(run.evaluations for run in runs)
-            lockstep.advance()
-            if sum(run.evaluations for run in runs) == before:
-                break
+    trainings = {run: run.train() for run in runs if not run.over}
+    while trainings:
+        start = time.time()
+        for run, training in list(trainings.items()):
+            if next(training, _ENDED) is _ENDED:
+                del trainings[run]
+        if trainings:
             _report(runs, stages, work, time.time() - start)
     if not any(run.evaluations for run in runs):
         raise GuiderError(f"{settings['model']} trains without evaluating: a sweep has nothing to compare it by.")
@@ -218,5 +214,5 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _numbers(result: Mapping[str, Any] | None) -> dict[str, float]:
-    return {name: float(value) for name, value in (result or {}).items()}
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in result.items()}

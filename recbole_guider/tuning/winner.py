@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recbole_guider.quick_start import _prepare, replay
+from recbole_guider.quick_start import prepare_run, replay
 from recbole_guider.training.checkpoint import load, plain, save
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.journal import FINISHED, TrialRecord
@@ -73,27 +73,29 @@ def _test_seed(
 ) -> dict[str, Any]:
     own = {} if seed is None else {"seed": seed}
     config = configuration(settings, checkpoint_dir=str(folder), show_progress=False, save_dataset=False, **own)
-    trainer, train_data, valid_data, test_data = _prepare(config, data(config))
-    trainer.saved_model_file = str(folder / "model.pth")
+    prepared = prepare_run(config, data(config))
+    training = prepared.training
+    training.saved_model_file = str(folder / "model.pth")
     if model is not None:
-        Path(trainer.saved_model_file).write_bytes(model)
-        state = load(trainer.saved_model_file)
+        Path(training.saved_model_file).write_bytes(model)
+        state = load(training.saved_model_file)
         score, valid_result = state["best_valid_score"], state["best_valid_result"]
-        trainer.eval_collector.data_collect(train_data)
+        training.collect_data(prepared.train_data)
     elif config["replay"]:
-        trainer, score, valid_result = replay(config, (trainer, train_data, valid_data), dataset=data, verbose=False)
+        prepared, score, valid_result = replay(config, prepared, dataset=data, verbose=False)
+        training = prepared.training
     else:
-        score, valid_result = trainer.fit(train_data, valid_data, verbose=False)
-    test_result = plain(dict(trainer.evaluate(test_data, load_best_model=True)))
-    state = load(trainer.saved_model_file)
+        score, valid_result = training.fit(prepared.train_data, prepared.valid_data, verbose=False)
+    test_result = plain(dict(training.evaluate(prepared.test_data, load_best_model=True)))
+    state = load(training.saved_model_file)
     # whoever loads this model has no such folder
     state["config"].update(checkpoint_dir=settings.get("checkpoint_dir", "saved"))
-    save(state, trainer.saved_model_file)
+    save(state, training.saved_model_file)
     return {
         "test_result": test_result,
         "best_valid_score": float(score),
         "best_valid_result": plain(dict(valid_result)) if valid_result else None,
-        "model": Path(trainer.saved_model_file).read_bytes(),
+        "model": Path(training.saved_model_file).read_bytes(),
     }
 
 

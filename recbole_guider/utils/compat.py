@@ -337,6 +337,32 @@ def _reading_pickles(function: Callable[..., Any], applies: Callable[[Any], bool
     return wrapped
 
 
+@contextmanager
+def without_tensorboard() -> Iterator[None]:
+    """Within this context RecBole's trainers, which open a TensorBoard file when they are made, open none.
+
+    Can go when RecBole lets a trainer be made without one.
+    """
+    import recbole.trainer.trainer as trainer_module
+
+    opening = trainer_module.get_tensorboard
+    trainer_module.get_tensorboard = lambda logger: _NoWriter()
+    try:
+        yield
+    finally:
+        trainer_module.get_tensorboard = opening
+
+
+class _NoWriter:
+    """Stands for TensorBoard's writer."""
+
+    def add_scalar(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def add_hparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 def torch_amp(trainer_module: ModuleType) -> None:
     """Point RecBole's trainer to ``torch.amp`` instead of ``torch.cuda.amp``.
 

@@ -16,7 +16,7 @@ from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.denoising.methods import METHODS, denoising_settings
 from recbole_guider.denoising.model import INTERACTION
 from recbole_guider.denoising.settings import DenoisingSettings
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.resources import properties_dir
 from recbole_guider.utils.yaml_files import read_yaml
@@ -32,7 +32,7 @@ def run(model: str, toy: dict[str, Any], denoising: Any, **changes: Any) -> dict
 def prepared(model: str, toy: dict[str, Any], denoising: Any, **changes: Any) -> tuple[Any, Any, Any]:
     """A trainer, its training and its validation loader."""
     config = GuiderConfig(model, "toy", config_dict={**toy, **changes, "denoising": denoising}, command_line=[])
-    return _prepare(config)[:3]
+    return prepare_run(config)[:3]
 
 
 # -- settings -----------------------------------------------------------------------------------------------------

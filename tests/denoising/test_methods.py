@@ -28,7 +28,7 @@ from recbole_guider.denoising.dcf import corrected_loss, corrections, damped, lo
 from recbole_guider.denoising.deca import bernoulli_kl, deca_loss
 from recbole_guider.denoising.model import INTERACTION
 from recbole_guider.denoising.sgdl import clean_share, gumbel_selection, memorised_pairs
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def random_logits(seed: int, negatives: bool) -> Logits:
 def trained(model: str, toy: dict[str, Any], denoising: Any, epochs: int = 1, **changes: Any) -> tuple[Any, Any]:
     """A trainer after some epochs, and its training loader."""
     settings = {**toy, **changes, "epochs": epochs, "denoising": denoising}
-    trainer, train, _, _ = _prepare(GuiderConfig(model, "toy", config_dict=settings, command_line=[]))
+    trainer, train, _, _ = prepare_run(GuiderConfig(model, "toy", config_dict=settings, command_line=[]))
     trainer.fit(train, None, saved=False)
     trainer.model.train()
     return trainer, train
@@ -95,7 +95,7 @@ def test_dcf_turns_the_label_of_the_relabelled(negatives: bool) -> None:
 def test_dcf_remembers_each_interaction_over_the_window(toy: dict[str, Any]) -> None:
     """Losses written down batch by batch, by hand, over two windows."""
     settings = {**toy, "epochs": 5, "denoising": {"method": "dcf", "window": 3, "steps": 4, "drop_rate": 0.5}}
-    trainer, train, _, _ = _prepare(GuiderConfig("BPR", "toy", config_dict=settings, command_line=[]))
+    trainer, train, _, _ = prepare_run(GuiderConfig("BPR", "toy", config_dict=settings, command_line=[]))
     method, seen = trainer.model.method, []
     loss = method.loss
 

@@ -21,14 +21,14 @@ from recbole_guider.losses.dbpr import dbpr_loss
 from recbole_guider.losses.distillation import transport_plan
 from recbole_guider.models.freedom import FREEDOM
 from recbole_guider.models.scoring import Scoring, as_in_evaluation, scoring_kind
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.utils.errors import GuiderError
 
 
 def prepared(model: str, toy: dict[str, Any], **block: Any) -> tuple[Any, Any]:
     """A GUIDER model ready for a student's batch, and its training loader."""
     config = GuiderConfig(model, "toy", config_dict={**toy, "guider": block}, command_line=[])
-    trainer, train, _, _ = _prepare(config)
+    trainer, train, _, _ = prepare_run(config)
     attach(train.dataset, *all_clean(train.dataset))
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -377,7 +377,7 @@ def test_a_graph_model_is_tried_where_its_constants_are(toy: dict[str, Any], mon
 def test_what_a_model_keeps_for_evaluation_does_not_outlast_a_step(toy: dict[str, Any]) -> None:
     settings = {**toy, "epochs": 1, "learning_rate": 0.1, "guider": {"distillation": {"interval": 1}}}
     config = GuiderConfig(CachedRows, "toy", config_dict=settings, command_line=[])
-    trainer, train, _, _ = _prepare(config)
+    trainer, train, _, _ = prepare_run(config)
     trainer.fit(train, None, saved=False)
     model, users = trainer.model.eval(), torch.arange(1, 5)
     with torch.no_grad():
@@ -390,7 +390,7 @@ def test_a_class_may_leave_its_input_type_to_the_settings(toy: dict[str, Any]) -
     config = GuiderConfig(
         UntypedGraphModel, "toy", config_dict={**toy, "loss_type": "BPR", "epochs": 1, "guider": True}, command_line=[]
     )
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     assert np.isfinite(trainer.fit(train, valid, saved=False)[0])
 
 

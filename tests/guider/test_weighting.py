@@ -14,7 +14,7 @@ from recbole_guider import load_data_and_model
 from recbole_guider.amsc import decision
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.guider.weighting import PairLookup, SubsampledBatches
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 
 QUICK = {"calibration": {"learned": False, "anchors": 8}}
 
@@ -22,7 +22,7 @@ QUICK = {"calibration": {"learned": False, "anchors": 8}}
 def prepared(model: str, toy: dict[str, Any], **block: Any) -> tuple[Any, Any, Any]:
     """A trainer whose training interactions have known probabilities, its loaders, and the probabilities."""
     config = GuiderConfig(model, "toy", config_dict={**toy, "guider": {**QUICK, **block}}, command_line=[])
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     size = len(train.dataset.inter_feat)
     trainer.clean_probability = 0.1 + 0.9 * torch.rand(size, generator=torch.Generator().manual_seed(5))
     trainer.is_clean = trainer.clean_probability >= 0.5
@@ -178,7 +178,7 @@ def test_a_checkpoint_remembers_the_weighted_histories(toy: dict[str, Any]) -> N
     config = GuiderConfig(
         "GUIDER_MultiVAE", "toy", config_dict={**toy, "guider": QUICK, "noise.interactions": 0.3}, command_line=[]
     )
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     trainer.fit(train, valid)
     assert float(trainer.clean_probability.min()) < 1
     loaded = load_data_and_model(trainer.saved_model_file)[1]
@@ -244,7 +244,7 @@ def test_what_counts_as_clean_is_decided_once(toy: dict[str, Any], monkeypatch: 
 
     monkeypatch.setattr(decision, "is_clean", every_third)
     config = GuiderConfig("GUIDER_FREEDOM", "toy", config_dict={**toy, "guider": QUICK}, command_line=[])
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     trainer.fit(train, valid)
     size = len(train.dataset.inter_feat)
     summary = trainer.calibration_summary

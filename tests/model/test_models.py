@@ -19,7 +19,7 @@ from recbole_guider.guider.calibration import CLEAN_PROBABILITY, attach
 from recbole_guider.losses.dbpr import dbpr_loss
 from recbole_guider.models.fast_lightgcn import FastLightGCN
 from recbole_guider.models.freedom import FREEDOM
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.utils.errors import GuiderError
 
 
@@ -131,7 +131,7 @@ def test_dynamic_negative_sampling_ends_no_epoch(
     block = {"student_loss": "own"} if model.startswith("GUIDER") else None
     settings = {**toy, "train_neg_sample_args": sampling, "epochs": 3, "guider": block}
     config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     student = getattr(trainer.model, "student", trainer.model)
     made = []
     method = "prune" if model.endswith("FREEDOM") else "learned_edges"

@@ -21,7 +21,7 @@ from recbole_guider.config.registry import get_model_class, list_models
 from recbole_guider.config.trainers import trainer_class
 from recbole_guider.data.dataset import build_dataset, prepare_data
 from recbole_guider.models.scoring import Scoring, trainable
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.training.trainer import GuiderTraining
 from recbole_guider.utils.errors import GuiderError
 
@@ -104,7 +104,7 @@ def test_guider_trains_it_and_its_checkpoint_gives_the_same_scores(model: str, t
     config = GuiderConfig(
         f"GUIDER_{model}", "toy", config_dict=settings_of(model, toy, guider=QUICK), command_line=[]
     )
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.fit(train, valid)
     changed = {name.partition(".")[0] for name, value in trainer.model.named_parameters()
@@ -136,7 +136,7 @@ def test_it_teaches(model: str, student: str, toy: dict[str, Any]) -> None:
     config = GuiderConfig(
         f"GUIDER_{student}", "toy", config_dict=settings_of(student, toy, guider=block), command_line=[]
     )
-    trainer, train, valid, test = _prepare(config)
+    trainer, train, valid, test = prepare_run(config)
     before = {name: value.clone() for name, value in trainer.model.teacher.named_parameters()}
     trainer.fit(train, valid, saved=False)
     assert any(not torch.equal(value, before[name]) for name, value in trainer.model.teacher.named_parameters())
@@ -153,7 +153,7 @@ def test_every_objective_and_balance_is_for_every_kind(
 ) -> None:
     block = {**QUICK, "teacher": teacher, "distillation": distillation}
     config = GuiderConfig(f"GUIDER_{student}", "toy", config_dict={**toy, "guider": block}, command_line=[])
-    trainer, train, _, _ = _prepare(config)
+    trainer, train, _, _ = prepare_run(config)
     trainer.fit(train, None, saved=False)
     losses = trainer.model.epoch_losses
     # min_norm may give the whole weight to one of the two
@@ -186,7 +186,7 @@ def test_what_cannot_work_is_an_error_before_training(toy: dict[str, Any]) -> No
             settings["train_neg_sample_args"] = None
         with pytest.raises(GuiderError, match=message):
             config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
-            _prepare(config)
+            prepare_run(config)
 
 
 # -- trainers with steps of their own --------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_what_cannot_work_is_an_error_before_training(toy: dict[str, Any]) -> No
 @pytest.mark.parametrize(("model", "trainer"), [("NCL", NCLTrainer), ("RaCT", RaCTTrainer), ("RecVAE", RecVAETrainer)])
 def test_a_models_own_trainer_stays(model: str, trainer: type, toy: dict[str, Any]) -> None:
     config = GuiderConfig(f"GUIDER_{model}", "toy", config_dict=settings_of(model, toy), command_line=[])
-    made = _prepare(config)[0]
+    made = prepare_run(config)[0]
     assert isinstance(made, trainer) and isinstance(made, GuiderTraining)
 
 
@@ -203,7 +203,7 @@ def test_ncl_clusters_anew_and_warms_up_without_prototypes(toy: dict[str, Any], 
     block = {**QUICK, "distillation": {"interval": 1}}
     settings = settings_of("NCL", toy, guider=block, epochs=4, m_step=2, warm_up_step=2, proto_reg=1.0)
     config = GuiderConfig("GUIDER_NCL", "toy", config_dict=settings, command_line=[])
-    trainer, train, _, _ = _prepare(config)
+    trainer, train, _, _ = prepare_run(config)
     student, clusterings = trainer.model.student, []
     monkeypatch.setattr(student, "e_step", lambda step=student.e_step: (clusterings.append(1), step()))
     given: list[tuple[float, ...]] = []
@@ -230,7 +230,7 @@ def test_ncl_clusters_anew_and_warms_up_without_prototypes(toy: dict[str, Any], 
 def test_recvae_trains_encoder_and_decoder_in_turn(toy: dict[str, Any]) -> None:
     settings = settings_of("RecVAE", toy, guider=QUICK, n_enc_epochs=2, n_dec_epochs=1)
     config = GuiderConfig("GUIDER_RecVAE", "toy", config_dict=settings, command_line=[])
-    trainer, train, _, _ = _prepare(config)
+    trainer, train, _, _ = prepare_run(config)
     flags, calculate = [], trainer.model.student.calculate_loss
     trainer.model.student.calculate_loss = lambda interaction, encoder_flag: (
         flags.append(encoder_flag), calculate(interaction, encoder_flag))[1]
@@ -243,7 +243,7 @@ def test_a_killed_recvae_resumes_with_the_states_of_both_its_optimisers(toy: dic
     def weights(resume: str | None, kill_after: int | None) -> tuple[dict[str, torch.Tensor], str]:
         settings = settings_of("RecVAE", toy, guider=QUICK, epochs=4, resume=resume)
         config = GuiderConfig("GUIDER_RecVAE", "toy", config_dict=settings, command_line=[])
-        trainer, train, valid, _ = _prepare(config)
+        trainer, train, valid, _ = prepare_run(config)
         if resume:
             trainer.resume_checkpoint(resume)
 
@@ -281,7 +281,7 @@ def test_ract_saves_its_weights_though_its_stage_is_shorter_than_a_save_step(toy
 def test_ract_pretraining_resumes_beyond_the_epochs_of_other_stages(toy: dict[str, Any]) -> None:
     def weights(epochs: int, resume: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
         settings = settings_of("RaCT", toy, train_stage="actor_pretrain", epochs=2, pretrain_epochs=epochs)
-        trainer, train, valid, _ = _prepare(GuiderConfig("RaCT", "toy", config_dict=settings, command_line=[]))
+        trainer, train, valid, _ = prepare_run(GuiderConfig("RaCT", "toy", config_dict=settings, command_line=[]))
         if resume:
             trainer.resume_checkpoint(resume)
         trainer.fit(train, valid)
@@ -307,7 +307,7 @@ def test_what_is_not_trained_by_gradients_runs_and_loads(model: str, toy: dict[s
 
 def test_models_of_whole_users_get_their_loader(toy: dict[str, Any]) -> None:
     config = GuiderConfig("GUIDER_MultiVAE", "toy", config_dict=toy, command_line=[])
-    assert isinstance(_prepare(config)[1], UserDataLoader)
+    assert isinstance(prepare_run(config)[1], UserDataLoader)
 
 
 def test_the_page_says_what_applies(toy: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from recbole_guider.guider.released import (
     min_norm_coefficients,
     row_divergence,
 )
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.utils.errors import GuiderError
 
 NAMES = {"user_embedding": "user_embedding", "item_id_embedding": "item_embedding"}
@@ -125,7 +125,7 @@ def test_clean_rows_weigh_less_than_noisy_ones() -> None:
 
 def test_projections_are_never_trained(toy: dict[str, Any]) -> None:
     config = GuiderConfig("GUIDER_FREEDOM", "toy", config_dict={**toy, "guider.variant": "released"}, command_line=[])
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     teacher = trainer.model.teacher
     before = {name: value.clone() for name, value in teacher.named_parameters()}
     trainer.fit(train, valid, saved=False)
@@ -153,7 +153,7 @@ def test_what_it_cannot_wrap_is_an_error(toy: dict[str, Any]) -> None:
         config = GuiderConfig(model, "toy", config_dict={**toy, **changes, "guider.variant": "released"},
                               command_line=[])
         with pytest.raises(GuiderError, match=message):
-            _prepare(config)
+            prepare_run(config)
 
 
 def test_which_modalities_are_compared() -> None:

@@ -12,7 +12,7 @@ from resuming import assert_resumes_exactly
 from recbole_guider import list_models, load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.config.registry import get_model_class
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.utils.errors import GuiderError
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {
 # DAMRS weighs its rows by what it has learned so far: its loss rises at first, and falls in the test of planted tastes
 @pytest.mark.parametrize("model", [model for model in TRAINED if model != "DAMRS"])
 def test_an_epoch_on_ml_100k_lowers_the_loss(model: str) -> None:
-    trainer, train, _, test = _prepare(GuiderConfig(model, "ml-100k", config_dict=SMALL, command_line=[]))
+    trainer, train, _, test = prepare_run(GuiderConfig(model, "ml-100k", config_dict=SMALL, command_line=[]))
     losses = []
     calculate_loss = trainer.model.calculate_loss
 
@@ -76,7 +76,7 @@ def test_an_epoch_on_ml_100k_ranks_better_than_chance(model: str, least: float) 
 @pytest.mark.parametrize("model", ["LayerGCN", "DGCN", "MMGCF", "DRAGON", "LGMRec", "SMORE", "PGL", "DAMRS"])
 def test_the_loss_falls_and_the_planted_tastes_are_learned(model: str, toy: dict[str, Any]) -> None:
     config = GuiderConfig(model, "toy", config_dict={**toy, "epochs": 15, "drop_iterations": 1}, command_line=[])
-    trainer, train, valid, test = _prepare(config)
+    trainer, train, valid, test = prepare_run(config)
     trainer.fit(train, valid, saved=False)
     losses = list(trainer.train_loss_dict.values())
     assert float(losses[-1]) < 0.9 * float(losses[0])

@@ -15,7 +15,7 @@ import pytest
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset
-from recbole_guider.quick_start import _prepare
+from recbole_guider.quick_start import prepare_run
 from recbole_guider.training.checkpoint import held_optimizers
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.importance import setting_importance
@@ -160,16 +160,16 @@ def test_a_packed_data_set_gives_the_same_run_without_its_files(toy: dict[str, A
     config = configuration(toy)
     packed = pack(build_dataset(config))
     elsewhere = configuration(toy, data_path=str(tmp_path / "nowhere"))
-    trainer, train, valid, _ = _prepare(elsewhere, unpack(packed, elsewhere))
+    trainer, train, valid, _ = prepare_run(elsewhere, unpack(packed, elsewhere))
     scores = trainer.fit(train, valid, saved=False)
     assert scores == _fitted(config)
     # a second run on the same bytes: RecBole changed only its own copy
-    trainer, train, valid, _ = _prepare(elsewhere, unpack(packed, elsewhere))
+    trainer, train, valid, _ = prepare_run(elsewhere, unpack(packed, elsewhere))
     assert trainer.fit(train, valid, saved=False) == scores
 
 
 def _fitted(config: Any) -> Any:
-    trainer, train, valid, _ = _prepare(config)
+    trainer, train, valid, _ = prepare_run(config)
     return trainer.fit(train, valid, saved=False)
 
 
@@ -200,7 +200,7 @@ def test_replay_stops_and_changes_settings_where_it_says(model: str, toy: dict[s
 
     def until(epochs: int, resume: str | None, **changes: Any) -> Any:
         config = GuiderConfig(model, "toy", config_dict={**toy, **changes}, command_line=[])
-        trainer, train, valid, test = _prepare(config)
+        trainer, train, valid, test = prepare_run(config)
         if resume:
             trainer.resume_checkpoint(resume)
 

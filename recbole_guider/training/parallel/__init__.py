@@ -6,10 +6,10 @@ are summed (``losses.py``); of an evaluation it ranks its users, and the ranking
 is computed (``evaluation.py``). RecBole's own distributed path, which gives each process batches of its own and
 averages metrics over padded shares, is not used: to RecBole every process looks like a single one.
 
-    losses.py      the loss of a whole batch from its parts
-    evaluation.py  the users of an evaluation, dealt to the processes
-    trainer.py     the two, mixed into any trainer of RecBole
-    launch.py      starts the processes, ends them together
+    losses.py          the loss of a whole batch from its parts
+    evaluation.py      the users of an evaluation, dealt to the processes
+    requirements.py    what the processes must have in common
+    launch.py          starts the processes, ends them together
 
 Which process is this, and a process' part of a batch: ``utils/distributed.py`` and ``utils/batch_parts.py``.
 """

@@ -8,11 +8,10 @@ together in the order of one process, so that every process gets the metrics of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
 
@@ -25,11 +24,10 @@ def own_share(loader: Any) -> Any:
     The shares follow each other by rank. Of a full-sort evaluation they are users; where items are sampled every
     process draws all of them and keeps its batches, so that the sampled items are those of one process.
     """
-    kind = _DealtUsers if isinstance(loader, FullSortEvalDataLoader) else _DealtBatches
-    loader_class: type = type(loader)
-    share_class: Any = _with(kind, loader_class)
-    share = share_class.__new__(share_class)
+    kind: Any = _DealtUsers if isinstance(loader, FullSortEvalDataLoader) else _DealtBatches
+    share = kind.__new__(kind)
     vars(share).update(vars(loader))
+    share.whole = loader
     return share
 
 
@@ -38,47 +36,41 @@ def _bounds(size: int) -> tuple[int, int]:
     return size * rank // world_size, size * (rank + 1) // world_size
 
 
-class _Dealt:
-    """The share of a loader."""
+class _DealtUsers(FullSortEvalDataLoader):
+    """A full-sort loader whose batches are made of the rows of this process."""
+
+    whole: FullSortEvalDataLoader
 
     def __bool__(self) -> bool:
         return True  # RecBole takes a loader without batches for none, and a share may be empty
 
-
-class _DealtUsers(_Dealt):
-    """A full-sort loader whose batches are made of the rows of this process."""
-
-    sample_size: int
-    batch_size: int
-    collate_fn: Any
-
     def __iter__(self) -> Iterator[Any]:
-        first, last = _bounds(self.sample_size)
-        for start in range(first, last, self.batch_size):
-            yield self.collate_fn(list(range(start, min(start + self.batch_size, last))))
+        first, last = _bounds(self.whole.sample_size)
+        for start in range(first, last, self.whole.batch_size):
+            yield self.whole.collate_fn(list(range(start, min(start + self.whole.batch_size, last))))
 
     def __len__(self) -> int:
-        first, last = _bounds(self.sample_size)
-        return -(-(last - first) // self.batch_size)
+        first, last = _bounds(self.whole.sample_size)
+        return -(-(last - first) // self.whole.batch_size)
 
 
-class _DealtBatches(_Dealt):
+class _DealtBatches(NegSampleEvalDataLoader):
     """A loader of sampled items, all of which are drawn; the batches of this process come out."""
 
+    whole: NegSampleEvalDataLoader
+
+    def __bool__(self) -> bool:
+        return True  # as above
+
     def __iter__(self) -> Iterator[Any]:
-        first, last = _bounds(super().__len__())  # type: ignore[misc]  # of the loader's class
-        for number, batch in enumerate(super().__iter__()):  # type: ignore[misc]  # as above
+        first, last = _bounds(len(self.whole))
+        for number, batch in enumerate(self.whole):
             if first <= number < last:
                 yield batch
 
     def __len__(self) -> int:
-        first, last = _bounds(super().__len__())  # type: ignore[misc]  # as above
+        first, last = _bounds(len(self.whole))
         return last - first
-
-
-@cache
-def _with(kind: type, loader: type) -> type:
-    return type(f"{kind.__name__}{loader.__name__}", (kind, loader), {"__module__": __name__})
 
 
 class SharedCollector(Collector):
