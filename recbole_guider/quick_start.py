@@ -241,7 +241,7 @@ def prepare_run(config: GuiderConfig, dataset: Any = None) -> PreparedRun:
 
 
 def _prepare_model(config: GuiderConfig, dataset: Any = None) -> tuple[Any, Any, Any, Any, Any]:
-    """Model, data set and loaders, as :func:`prepare_run`; no training: it would start TensorBoard and Weights & Biases."""
+    """Model, data set and loaders, as :func:`prepare_run`; no training: it opens TensorBoard and Weights & Biases."""
     init_seed(config["seed"], config["reproducibility"])
     _init_logger(config)
     logger = getLogger()

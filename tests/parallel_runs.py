@@ -33,7 +33,7 @@ def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
     curve: list[Any] = []
-    trainer._add_train_loss_to_tensorboard = lambda epoch, loss, **more: curve.append(loss)
+    trainer.report_losses = lambda epoch, losses: curve.append(losses)
 
     def callback(epoch: int, score: float) -> None:
         if epoch == stop_after:
@@ -53,7 +53,10 @@ def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
         "best_result": best_result,
         "result": result,
         "weights": weights,
-        "dealt": {loss.name: loss.is_dealt for loss in getattr(trainer, "_losses", [])},
+        "dealt": {
+            loss.name: loss.is_dealt for steps in (trainer.steps, getattr(trainer, "teacher_steps", None)) if steps
+            for loss in steps.shared_losses
+        },
         "the same in all": all(other == own for other in distributed.gather(own)),
     }
 

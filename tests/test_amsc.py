@@ -15,7 +15,7 @@ from recbole_guider.amsc.evidence import adaptive_weights
 from recbole_guider.amsc.factor_training import learn_factors
 from recbole_guider.amsc.fit import NULL_DRAWS
 from recbole_guider.amsc.folds import UserFolds
-from recbole_guider.amsc.learned import PARTS, RIDGE, half_whitened, held_out_ridge, joined_content, learn_embeddings
+from recbole_guider.amsc.learned import FOLDS, RIDGE, half_whitened, held_out_ridge, joined_content, learn_embeddings
 from recbole_guider.amsc.profiles import Candidates, build_profiles, draw_null_pairs
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.amsc.similarity import confidence, normalise_modality
@@ -518,8 +518,8 @@ def test_learned_embeddings_know_nothing_of_their_own_users():
     joined = joined_content(modalities, np.random.default_rng(0))
     profiles = build_profiles(users, items, n_users, n_items)
     learned = learn_embeddings(profiles, joined, np.random.default_rng(0))
-    part = learned["behaviour"].parts(np.arange(n_users))
-    for k in range(PARTS):
+    part = learned["behaviour"].folds(np.arange(n_users))
+    for k in range(FOLDS):
         # Shuffle what the users of part k did: their embeddings must stay as they were.
         mine = part[users] == k
         other = items.copy()
@@ -527,7 +527,7 @@ def test_learned_embeddings_know_nothing_of_their_own_users():
         changed = learn_embeddings(build_profiles(users, other, n_users, n_items), joined, np.random.default_rng(0))
         for name in learned:
             np.testing.assert_array_equal(changed[name].rows[k], learned[name].rows[k])
-            assert not np.array_equal(changed[name].rows[(k + 1) % PARTS], learned[name].rows[(k + 1) % PARTS])
+            assert not np.array_equal(changed[name].rows[(k + 1) % FOLDS], learned[name].rows[(k + 1) % FOLDS])
 
 
 def test_held_out_ridge_equals_a_fit_without_the_item():
@@ -548,7 +548,7 @@ def test_learned_scores_and_nearest_items_equal_a_double_loop():
     rng = np.random.default_rng([4, 2])  # the third of the generators of calibrate
     joined = joined_content(modalities, rng)
     learned = learn_embeddings(build_profiles(users, items, n_users, n_items), joined, rng)
-    part = learned["content"].parts(np.arange(n_users))
+    part = learned["content"].folds(np.arange(n_users))
     profiles = {u: set(items[users == u].tolist()) for u in range(n_users)}
     degree = np.bincount(items, minlength=n_items)
     root = np.sqrt(result.confidence.astype(float))
@@ -585,7 +585,7 @@ def test_learned_scores_and_nearest_items_equal_a_double_loop():
 
     fitted = learn_factors(
         build_profiles(users, items, n_users, n_items),
-        learned["content"].parts,
+        learned["content"].folds,
         degree,
         half_whitened(joined),
         True,
@@ -599,8 +599,8 @@ def test_learned_scores_and_nearest_items_equal_a_double_loop():
 
     check("learned.factors", next_to_the_rest)
 
-    of_part = {"directions": [middle] * PARTS, "content_directions": learned["content"].rows}
-    for name, parts in of_part.items():
+    by_fold = {"directions": [middle] * FOLDS, "content_directions": learned["content"].rows}
+    for name, parts in by_fold.items():
         weights = []
         for k, rows in enumerate(parts):
             moments = []

@@ -25,7 +25,7 @@ from recbole_guider.benchmark.spec import level_of, read_spec
 from recbole_guider.cli.main import main
 from recbole_guider.data.eval_mask import PerUserEvaluator
 from recbole_guider.evaluation import compare
-from recbole_guider.training.checkpoint import PlainCheckpoints
+from recbole_guider.training.loop import Training
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.resources import properties_dir
 
@@ -441,19 +441,19 @@ def test_a_stopped_run_gives_the_numbers_of_one_that_was_not(
 
     out, said = tmp_path / "out", []
     with monkeypatch.context() as patched:
-        save, saves = PlainCheckpoints._save_checkpoint, 0
+        save, saves = Training.save_checkpoint, 0
 
-        def dies(self: Any, epoch: int, verbose: bool = True, **more: Any) -> None:
+        def dies(self: Any, epoch: int, file: str, verbose: bool = True) -> None:
             nonlocal saves
-            save(self, epoch, verbose, **more)
-            saves += "saved_model_file" in more  # the last, not the best
+            save(self, epoch, file, verbose)
+            saves += file == self.last_model_file
             if saves == (evaluation or whole["epochs"]):
                 raise _Killed
 
         def tested(self: Any, struct: Any) -> None:
             raise _Killed
 
-        patched.setattr(PlainCheckpoints, "_save_checkpoint", dies)
+        patched.setattr(Training, "save_checkpoint", dies)
         patched.setattr(PerUserEvaluator, "evaluate", tested)
         with pytest.raises(_Killed):
             run_benchmark(read_spec(file), out, workers=0, say=said.append)
@@ -475,15 +475,15 @@ def test_a_stopped_run_that_cannot_be_continued_is_made_anew(
     differs: str, write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, out, said = write(methods={"plain": {}}, seeds=1, settings={"epochs": 3}), tmp_path / "out", []
-    save = PlainCheckpoints._save_checkpoint
+    save = Training.save_checkpoint
 
-    def dies(self: Any, epoch: int, verbose: bool = True, **more: Any) -> None:
-        save(self, epoch, verbose, **more)
-        if epoch == 1 and "saved_model_file" in more:
+    def dies(self: Any, epoch: int, file: str, verbose: bool = True) -> None:
+        save(self, epoch, file, verbose)
+        if epoch == 1 and file == self.last_model_file:
             raise _Killed
 
     with monkeypatch.context() as patched, pytest.raises(_Killed):
-        patched.setattr(PlainCheckpoints, "_save_checkpoint", dies)
+        patched.setattr(Training, "save_checkpoint", dies)
         run_benchmark(read_spec(file), out, workers=0)
     if differs == "code":
         monkeypatch.setattr("recbole_guider.benchmark.cell.code_fingerprint", lambda: "another")

@@ -121,7 +121,8 @@ def test_checkpoints_are_plain_data_and_carry_teacher_and_both_optimisers(toy: d
     state = torch.load(result["model_file"], weights_only=True)
     assert any(name.startswith("teacher.") for name in state["state_dict"])
     assert any(name.startswith("student.") for name in state["state_dict"])
-    assert state["optimizer"]["state"] and state["extra_state"]["teacher_optimizer"]["state"]
+    assert state["optimizers"]["states"]["optimizer"]["state"]
+    assert state["extra_state"]["teacher"]["states"]["optimizer"]["state"]
     assert len(list(Path("saved").iterdir())) == 1
 
 
@@ -161,7 +162,7 @@ def test_every_choice_of_the_block_trains(block: dict[str, Any], toy: dict[str, 
 def test_a_fused_step_is_asked_of_optimisers_that_make_its_state_late(learner: str, toy: dict[str, Any]) -> None:
     config = GuiderConfig("GUIDER_FREEDOM", "toy", config_dict={**toy, "learner": learner}, command_line=[])
     trainer, train, _, _ = prepare_run(config)
-    for optimizer in (trainer.optimizer, trainer.teacher_optimizer):
+    for optimizer in (trainer.optimizer, trainer.teacher_steps.trainer.optimizer):
         assert bool(optimizer.param_groups[0]["fused"]) is (learner == "sgd")
     trainer.fit(train, None, saved=False)
 
@@ -175,8 +176,8 @@ def test_losses_fall_and_the_student_learns_the_planted_tastes(toy: dict[str, An
     config = GuiderConfig("GUIDER_FREEDOM", "toy", config_dict={**toy, "epochs": 15}, command_line=[])
     trainer, train, valid, test = prepare_run(config)
     losses = []
-    original = trainer._add_train_loss_to_tensorboard
-    trainer._add_train_loss_to_tensorboard = lambda epoch, loss, **more: (losses.append(loss), original(epoch, loss))
+    report = trainer.report_losses
+    trainer.report_losses = lambda epoch, each: (losses.append(each), report(epoch, each))
     trainer.fit(train, valid, saved=False)
     assert len(losses) == 15 and all(len(each) == 3 for each in losses)
     for first, last in zip(losses[0], losses[-1], strict=True):

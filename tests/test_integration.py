@@ -29,8 +29,8 @@ from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import GuiderDataset
 from recbole_guider.guider.model import Guider
 from recbole_guider.models.freedom import FREEDOM
-from recbole_guider.training.checkpoint import PlainCheckpoints
-from recbole_guider.training.trainer import GuiderTrainer
+from recbole_guider.training.loop import Training
+from recbole_guider.training.trainer import GuiderTraining
 from recbole_guider.utils.errors import GuiderError
 
 pytestmark = pytest.mark.slow
@@ -110,7 +110,7 @@ def test_a_script_of_recboles_functions(toy: dict[str, Any]) -> None:
     model = get_model(config["model"])(config, train.dataset).to(config["device"])
     assert isinstance(model, Guider) and isinstance(model.student, FREEDOM)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    assert isinstance(trainer, GuiderTrainer)
+    assert isinstance(trainer, GuiderTraining)
     trainer.fit(train, valid)
     result = trainer.evaluate(test)
 
@@ -128,7 +128,7 @@ def test_a_script_of_recboles_functions(toy: dict[str, Any]) -> None:
 
 def test_plain_models_of_this_package_keep_plain_checkpoints() -> None:
     trainer = get_trainer(FREEDOM.type, "FREEDOM")
-    assert issubclass(trainer, PlainCheckpoints) and get_model("FREEDOM") is FREEDOM
+    assert issubclass(trainer, Training) and get_model("FREEDOM") is FREEDOM
 
 
 def test_objective_function_runs_a_trial(toy: dict[str, Any], tmp_path: Path) -> None:

@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recbole.trainer import KGTrainer, NCLTrainer, RecVAETrainer, Trainer
+from recbole.trainer import Trainer
 from resuming import assert_resumes_exactly
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.quick_start import prepare_run
-from recbole_guider.training.checkpoint import PlainCheckpoints
-from recbole_guider.training.mirror_gradient import _reaches_base
 from recbole_guider.training.settings import MirrorGradientSettings
-from recbole_guider.training.trainer import GuiderTraining, with_training
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.model_state import Snapshot
 from recbole_guider.utils.resources import properties_dir
@@ -124,7 +121,7 @@ def test_plain_training_against_updates_by_hand(
     optimiser = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[learner](reference.parameters(), lr=0.05)
     for _ in range(2):
         draws = torch.get_rng_state()
-        total = trainer._train_epoch(batches, 0)
+        total = trainer.steps.run(batches, 0)
         after = torch.get_rng_state()
         torch.set_rng_state(draws)
         reference.train()
@@ -152,7 +149,7 @@ def test_guider_training_against_updates_by_hand(backbone: str, student_loss: st
     recorded = Batches(trainer._student_batches(train))  # RecBole's sampler draws from a generator of the process
     trainer._student_batches = lambda data: recorded
     draws = torch.get_rng_state()
-    losses = trainer._train_epoch(train, 0)
+    losses = trainer.train_epoch(train, 0, show_progress=False)
     torch.set_rng_state(draws)
 
     model = reference.model.train()
@@ -236,18 +233,18 @@ def test_every_pass_of_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> 
     # RecVAE's epoch is several passes with loss functions and optimisers of its own
     trainer, train, valid = prepared("RecVAE", {**toy, "mirror_gradient": MIRROR, "train_batch_size": 16})
     steps = []
-    for optimiser in (trainer.optimizer_encoder, trainer.optimizer_decoder):
+    for optimiser in (trainer.steps.trainer.optimizer_encoder, trainer.steps.trainer.optimizer_decoder):
         optimiser.register_step_post_hook(lambda *_, optimiser=optimiser: steps.append(optimiser))
-    trainer._train_epoch(train, 0)
+    trainer.steps.run(train, 0)
     mirrored = -(-len(train) // MIRROR["interval"])
-    passes = trainer.n_enc_epochs + trainer.n_dec_epochs
+    passes = trainer.steps.trainer.n_enc_epochs + trainer.steps.trainer.n_dec_epochs
     assert len(train) > 2 and len(steps) == passes * (len(train) + mirrored)
 
 
 def test_a_teacher_with_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) -> None:
     settings = {**toy, "epochs": 1, "train_batch_size": 16, "guider": {"teacher": "RecVAE"}}
     trainer, train, valid = prepared("GUIDER_BPR", {**settings, "mirror_gradient": MIRROR})
-    teacher = trainer.teacher_trainer
+    teacher = trainer.teacher_steps.trainer
     steps = []
     for optimiser in (teacher.optimizer_encoder, teacher.optimizer_decoder):
         optimiser.register_step_post_hook(lambda *_: steps.append(1))
@@ -257,16 +254,14 @@ def test_a_teacher_with_a_trainer_of_its_own_is_mirrored(toy: dict[str, Any]) ->
     assert batches > 2 and len(steps) == (teacher.n_enc_epochs + teacher.n_dec_epochs) * (batches + mirrored)
 
 
-def test_a_trainer_whose_steps_are_its_own_is_refused() -> None:
-    trainers = {Trainer: True, RecVAETrainer: True, KGTrainer: True, NCLTrainer: False}
-    for trainer, expected in trainers.items():
-        for mixin in (PlainCheckpoints, GuiderTraining):
-            assert _reaches_base(with_training(mixin, trainer)) is expected, (mixin, trainer)
-
-
-def test_ncl_says_so_before_training(toy: dict[str, Any]) -> None:
-    with pytest.raises(GuiderError, match="NCL is trained by RecBole's NCLTrainer, which has steps of its own"):
-        run_recbole_guider("NCL", "toy", config_dict={**toy, "mirror_gradient": True})
+def test_a_loop_of_its_own_is_mirrored(toy: dict[str, Any]) -> None:
+    # NCL's trainer does not go through the epoch of RecBole's other trainers
+    settings = {**toy, "num_clusters": 3, "mirror_gradient": MIRROR, "train_batch_size": 64}
+    trainer, train, _ = prepared("NCL", settings)
+    steps = []
+    trainer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.fit(train, None, saved=False)
+    assert len(train) > 2 and len(steps) == toy["epochs"] * (len(train) + -(-len(train) // MIRROR["interval"]))
 
 
 def test_the_bar_counts_mirrored_batches_twice(toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +272,7 @@ def test_the_bar_counts_mirrored_batches_twice(toy: dict[str, Any], monkeypatch:
         seen.extend([len(data), len(list(data))])
 
     monkeypatch.setattr(Trainer, "_train_epoch", loop)
-    trainer._train_epoch(train, 0)
+    trainer.steps.run(train, 0)
     assert seen == [len(train) + -(-len(train) // 2)] * 2
 
 

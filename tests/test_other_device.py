@@ -23,11 +23,11 @@ from resuming import assert_resumes
 
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.config.registry import get_model_class, list_models
-from recbole_guider.config.trainers import trainer_class
+from recbole_guider.config.trainers import training_class
 from recbole_guider.denoising.methods import METHODS as ALL_METHODS
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
 from recbole_guider.losses.distillation import ot_distillation_loss
-from recbole_guider.quick_start import prepare_run, load_data_and_model, run_recbole_guider
+from recbole_guider.quick_start import load_data_and_model, prepare_run, run_recbole_guider
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def test_what_a_gpu_trained_ranks_the_same_on_a_cpu(model: Any, changes: dict[st
         result["model_file"], {"use_gpu": False}, model=None if isinstance(model, str) else model
     )
     assert next(network.parameters()).device.type == "cpu"
-    trainer = trainer_class(config)(config, network)
+    trainer = training_class(config)(config, network)
     assert dict(trainer.evaluate(test, load_best_model=False)) == pytest.approx(result["test_result"], abs=1e-6)
 
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.loss import EmbLoss
-from recbole.trainer import Trainer
 from torch import nn
 
 import recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
-from recbole_guider.config.trainers import trainer_class, trainer_of
+from recbole_guider.config.trainers import training_by_name, training_class
 from recbole_guider.quick_start import prepare_run
+from recbole_guider.training.loop import Training
 from recbole_guider.training.parallel import evaluation
 from recbole_guider.training.parallel.launch import Processes, launch
 from recbole_guider.training.parallel.losses import WholeBatchLoss
@@ -265,12 +265,12 @@ def test_what_cannot_be_shared_out_is_an_error(
     more: dict[str, Any], message: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = GuiderConfig(config_dict={**settings, **more}, command_line=[])
-    assert issubclass(trainer_class(config), Trainer)
+    assert issubclass(training_class(config), Training)
     monkeypatch.setattr("recbole_guider.config.trainers.is_parallel", lambda: True)
     with pytest.raises(GuiderError, match=message):
-        trainer_class(config)
+        training_class(config)
     with pytest.raises(GuiderError, match=r"recbole-guider run --nproc"):
-        trainer_of(config["MODEL_TYPE"], "GUIDER_LightGCN")
+        training_by_name("GUIDER_LightGCN")
 
 
 # -- how processes end -----------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ def interrupted(model: str, settings: dict[str, Any], after: int, metric_falls: 
     config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
     trainer, train, valid, _ = prepare_run(config)
     if metric_falls:
-        validate = trainer._valid_epoch
-        trainer._valid_epoch = lambda *a, **k: (-float(len(trainer.train_loss_dict)), validate(*a, **k)[1])
+        validate = trainer.validate
+        trainer.validate = lambda *a, **k: (-float(len(trainer.train_loss_dict)), validate(*a, **k)[1])
 
     def callback(epoch: int, score: float) -> None:
         if epoch == after:

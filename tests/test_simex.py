@@ -70,7 +70,7 @@ def test_co_occurrence_is_that_of_the_diluted_log():
     half = next(iter(simex._halves_with_more_noise(profiles, found.calibrator, np.random.default_rng(0))))
     pairs = np.arange(0, half.n_pairs, 37)
     observed = Candidates(half.users[pairs], half.items[pairs], half.items[pairs])
-    got = found.calibrator.evidence.of_log(half).parts(half, observed)["behaviour"]
+    got = found.calibrator.evidence.of_log(half).columns(half, observed)["behaviour"]
     baskets = {u: set(half.items[half.users == u].tolist()) for u in range(half.n_users)}
     c = found.calibrator.evidence.agreement
     for user, item, value in zip(observed.users, observed.items, got, strict=True):

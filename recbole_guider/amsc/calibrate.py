@@ -87,7 +87,7 @@ def calibrate(
     exactly, in time linear in the number of interactions. ``behaviour`` adds co-occurrence with the
     user's own part removed as one more modality. For every observed pair null items j not in I_u are scored
     against the same rest of the profile; ``lfdr`` learns the density ratio f/f0 of observed to null pairs from the
-    score, its parts and the profile size, monotone in every similarity, and returns 1 - min(1, pi0 f0/f). pi0 is the
+    score, its columns and the profile size, monotone in every similarity, and returns 1 - min(1, pi0 f0/f). pi0 is the
     given ``noise_rate`` or a cautious estimate (``decision.conservative_noise_rate``), and where ``noise_by`` is
     ``popularity`` the odds of noise differ between rare and popular items (``decision.NoiseByPopularity``). The
     estimate that is reported is counted where evidence is weakest (``decision.counted_noise_rate``), less the clean
@@ -128,7 +128,7 @@ def calibrate(
     counts = LogCounts.of(profiles, settings)
     fit = fit_calibrator(counts, learning_sample(counts, seed)(profiles), modalities, settings, seed)
     calibrator, sample, nulls = fit.calibrator, fit.sample, fit.nulls
-    prediction = calibrator(profiles, known=fit.parts if sample is profiles else None)
+    prediction = calibrator(profiles, known=fit.columns if sample is profiles else None)
     to_input = profiles.inverse
     first_row = np.zeros(profiles.n_pairs, dtype=np.int64)
     first_row[to_input[::-1]] = np.arange(len(to_input))[::-1]
@@ -140,11 +140,11 @@ def calibrate(
         confidence=calibrator.evidence.agreement,
         modality_weights=calibrator.weights,
         noise_rate=calibrator.noise_rate,
-        evidence={name: part[to_input].astype(np.float32) for name, part in prediction.parts.items()},
+        evidence={name: column[to_input].astype(np.float32) for name, column in prediction.columns.items()},
         null_score=fit.null_score.astype(np.float32),
         null_pair=first_row[null_pair],
         null_item=nulls.items,
-        null_evidence={name: part.astype(np.float32) for name, part in fit.null_parts.items()},
+        null_evidence={name: column.astype(np.float32) for name, column in fit.null_columns.items()},
     )
 
 

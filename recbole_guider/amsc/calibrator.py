@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_guider.amsc import decision
-from recbole_guider.amsc.evidence import Evidence, classifier_columns
+from recbole_guider.amsc.evidence import Evidence, classifier_inputs
 from recbole_guider.amsc.profiles import Candidates, FloatArray
 from recbole_guider.amsc.settings import CalibrationSettings
 from recbole_guider.utils.interactions import IntArray, InteractionIndex
@@ -30,13 +30,13 @@ class Prediction:
     Attributes:
         score, probability: float64 [n_pairs].
         is_clean: bool [n_pairs], by :func:`~recbole_guider.amsc.decision.is_clean`.
-        parts: name -> float64 [n_pairs], the evidence.
+        columns: name -> float64 [n_pairs], the evidence.
     """
 
     score: FloatArray
     probability: FloatArray
     is_clean: NDArray[np.bool_]
-    parts: dict[str, FloatArray]
+    columns: dict[str, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Calibrator:
         Args:
             candidates: sorted by user.
         """
-        score, parts = self._compared(profiles, candidates)
-        return self._ratio(profiles, candidates, score, parts)
+        score, columns = self._compared(profiles, candidates)
+        return self._ratio(profiles, candidates, score, columns)
 
     def __call__(self, profiles: InteractionIndex, known: Mapping[str, FloatArray] | None = None) -> Prediction:
         """The prediction on all pairs of ``profiles``, which holds each of its users' whole profile.
@@ -81,11 +81,11 @@ class Calibrator:
             known: the evidence of those pairs, where it has been computed already.
         """
         observed = Candidates(profiles.users, profiles.items, profiles.items)
-        score, parts = self._compared(profiles, observed, known)
+        score, columns = self._compared(profiles, observed, known)
         judged = np.flatnonzero(judged_pairs(profiles, self.settings))
         probability = np.full(profiles.n_pairs, 1.0 - self.conservative_pi0)
         if isinstance(self.density_ratio, decision.CrossFitted):
-            of_judged = {name: part[judged] for name, part in parts.items()}
+            of_judged = {name: column[judged] for name, column in columns.items()}
             ratio = self._ratio(profiles, observed.take(judged), score[judged], of_judged)
             likely = decision.local_clean_probability(ratio, self.conservative_pi0)
             if self.by_popularity is not None:
@@ -96,21 +96,21 @@ class Calibrator:
                 score[judged], self.density_ratio, self.conservative_pi0
             )
         is_clean = decision.is_clean(probability, profiles.users, profiles.n_users)
-        return Prediction(score, probability, is_clean, parts)
+        return Prediction(score, probability, is_clean, columns)
 
     def _compared(
         self, profiles: InteractionIndex, candidates: Candidates, known: Mapping[str, FloatArray] | None = None
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """The score and the evidence of candidates, the latter ``known`` or computed."""
-        parts = dict(known or {})
+        columns = dict(known or {})
         if known is None:
-            parts = self.evidence.parts(profiles, candidates) | self.evidence.further_parts(profiles, candidates)
-        return self.evidence.score(profiles, candidates, parts, self.weights), parts
+            columns = self.evidence.columns(profiles, candidates) | self.evidence.further_columns(profiles, candidates)
+        return self.evidence.score(profiles, candidates, columns, self.weights), columns
 
     def _ratio(
-        self, profiles: InteractionIndex, candidates: Candidates, score: FloatArray, parts: Mapping[str, FloatArray]
+        self, profiles: InteractionIndex, candidates: Candidates, score: FloatArray, columns: Mapping[str, FloatArray]
     ) -> FloatArray:
         assert isinstance(self.density_ratio, decision.CrossFitted)
         degree = self.item_degree[candidates.items] - (candidates.items == candidates.left_out)
-        rows, _ = classifier_columns(score, parts, profiles.size[candidates.users], degree, self.settings)
+        rows, _ = classifier_inputs(score, columns, profiles.size[candidates.users], degree, self.settings)
         return self.density_ratio.ratio(rows, profiles.user_keys[candidates.users])

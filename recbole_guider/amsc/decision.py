@@ -35,14 +35,14 @@ class CrossFitted:
     """f/f0, the ratio of the observed to the null density, judged by models that have not seen the user.
 
     A probabilistic classifier q(x) = P(observed | x) on n observed and m null rows gives f/f0 = q / (1 - q) m / n. All
-    pairs and null pairs of a user lie in one part; a part is judged by the model of the others. Each model is
+    pairs and null pairs of a user lie in one fold; a fold is judged by the model of the others. Each model is
     monotone in the similarities. One column alone: isotonic regression.
 
     Args:
         observed: float [n, k]; null: float [m, k].
         users: int [n]; null_users: int [m], keys of users (see ``InteractionIndex``).
         monotone: [k], 1 where f/f0 must not fall as the column rises, 0 where it may do anything.
-        rng: chooses the parts.
+        rng: chooses the folds.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class CrossFitted:
         rng: np.random.Generator,
     ) -> None:
         seed = int(rng.integers(2**31 - 1))
-        self.parts = UserFolds(int(rng.integers(2**63)), FOLDS)
-        part, null_part = self.parts(users), self.parts(null_users)
+        self.folds = UserFolds(int(rng.integers(2**63)), FOLDS)
+        fold, null_fold = self.folds(users), self.folds(null_users)
         self.models: list[_Model | None] = []
         for k in range(FOLDS):
-            chosen, null_chosen = observed[part != k], null[null_part != k]
+            chosen, null_chosen = observed[fold != k], null[null_fold != k]
             n, m = len(chosen), len(null_chosen)
             if min(n, m) < _LEAST_ROWS:
                 self.models.append(None)
@@ -69,9 +69,9 @@ class CrossFitted:
     def ratio(self, rows: FloatArray, users: IntArray) -> FloatArray:
         """f/f0 of rows [n, k] of these users; float64 [n], 1 (no evidence) where there was too little to learn from."""
         result = np.ones(len(rows))
-        part = self.parts(users)
+        fold = self.folds(users)
         for k, model in enumerate(self.models):
-            chosen = part == k
+            chosen = fold == k
             if model is not None and chosen.any():
                 result[chosen] = model.ratio(rows[chosen])
         return result

@@ -52,12 +52,12 @@ def products(
         yield block, (rest * of_items[candidates.items[block]]).astype(np.float32)
 
 
-def with_a_rest(parts: UserFolds, profiles: InteractionIndex, candidates: Candidates) -> Iterator[tuple[int, IntArray]]:
-    """(part, positions of its candidates), part by part, without candidates of users who have no other item."""
-    part = parts(profiles.user_keys)[candidates.users]
+def with_a_rest(folds: UserFolds, profiles: InteractionIndex, candidates: Candidates) -> Iterator[tuple[int, IntArray]]:
+    """(fold, positions of its candidates), fold by fold, without candidates of users who have no other item."""
+    fold = folds(profiles.user_keys)[candidates.users]
     others = profiles.size[candidates.users] > 1
-    for k in range(parts.count):
-        yield k, np.flatnonzero((part == k) & others)
+    for k in range(folds.count):
+        yield k, np.flatnonzero((fold == k) & others)
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class Discriminant:
     """sum over k of w_k v_ik r_uk, with the weights that separate observed from null pairs of other users best.
 
     Attributes:
-        parts: which part a user lies in.
-        rows: for every part of the users float32 [n_items, d], the item rows that they are scored with.
-        weights: for every part float64 [d], learned outside it; None where nothing could be learned.
+        folds: which fold a user lies in.
+        rows: for every fold of the users float32 [n_items, d], the item rows that they are scored with.
+        weights: for every fold float64 [d], learned outside it; None where nothing could be learned.
     """
 
-    parts: UserFolds
+    folds: UserFolds
     rows: list[NDArray[np.float32]]
     weights: list[FloatArray | None]
 
@@ -81,7 +81,7 @@ class Discriminant:
             candidates: sorted by user.
         """
         result = np.zeros(len(candidates))
-        for k, chosen in with_a_rest(self.parts, profiles, candidates):
+        for k, chosen in with_a_rest(self.folds, profiles, candidates):
             weights = self.weights[k]
             if weights is None:
                 continue
@@ -92,32 +92,32 @@ class Discriminant:
 
 
 def learn_discriminant(
-    rows_of_part: list[NDArray[np.float32]],
-    parts: UserFolds,
+    rows_by_fold: list[NDArray[np.float32]],
+    folds: UserFolds,
     profiles: InteractionIndex,
     observed: Candidates,
     null: Candidates,
     rng: np.random.Generator,
 ) -> Discriminant:
-    """The weights of :class:`Discriminant`, for every part of the users from the others.
+    """The weights of :class:`Discriminant`, for every fold of the users from the others.
 
         w = (S + S0 + shrinkage diag(S + S0))^-1 (m - m0)
 
     with m, S the mean and covariance of the products of observed pairs and m0, S0 of null pairs, both over the users
-    outside the part that is scored. This is the adaptive modality weight, for each direction in place of each modality.
+    outside the fold that is scored. This is the adaptive modality weight, for each direction in place of each modality.
 
     Args:
-        rows_of_part: for every part of the users float32 [n_items, d], the item rows that they are scored with.
-        parts: which part a user lies in.
+        rows_by_fold: for every fold of the users float32 [n_items, d], the item rows that they are scored with.
+        folds: which fold a user lies in.
         observed, null: sorted by user.
         rng: chooses the pairs that are learned from, where there are many.
     """
-    part = parts(profiles.user_keys)
+    fold = folds(profiles.user_keys)
     weights: list[FloatArray | None] = []
-    for k, rows in enumerate(rows_of_part):
+    for k, rows in enumerate(rows_by_fold):
         moments = []
         for candidates in (observed, null):
-            learn = np.flatnonzero((part[candidates.users] != k) & (profiles.size[candidates.users] > 1))
+            learn = np.flatnonzero((fold[candidates.users] != k) & (profiles.size[candidates.users] > 1))
             if len(learn) > _LEARN_ROWS:
                 learn = np.sort(rng.choice(learn, size=_LEARN_ROWS, replace=False))
             moments.append(_moments(rows, profiles, candidates.take(learn)))
@@ -129,7 +129,7 @@ def learn_discriminant(
             continue
         penalty = SHRINKAGE * diagonal + 1e-6 * np.max(diagonal)
         weights.append(np.linalg.solve(spread + np.diag(penalty), mean - null_mean))
-    return Discriminant(parts, rows_of_part, weights)
+    return Discriminant(folds, rows_by_fold, weights)
 
 
 def _moments(

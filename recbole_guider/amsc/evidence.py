@@ -54,7 +54,7 @@ class Evidence:
         other.behaviour = CoOccurrence(profiles, self.agreement)
         return other
 
-    def parts(self, profiles: InteractionIndex, candidates: Candidates) -> dict[str, FloatArray]:
+    def columns(self, profiles: InteractionIndex, candidates: Candidates) -> dict[str, FloatArray]:
         """The score of each modality on its own; name -> float64 [len(candidates)]."""
         result: dict[str, FloatArray] = {
             m.name: mean_scores(m.rows, self.agreement, profiles, candidates) for m in self.modalities
@@ -65,7 +65,7 @@ class Evidence:
             result[BEHAVIOUR] = self.behaviour.mean_scores(self.agreement, profiles, candidates)
         return _rounded(result)
 
-    def further_parts(self, profiles: InteractionIndex, candidates: Candidates) -> dict[str, FloatArray]:
+    def further_columns(self, profiles: InteractionIndex, candidates: Candidates) -> dict[str, FloatArray]:
         """What is evidence beside the score: learned similarities, nearest items; name -> float64 [len(candidates)]."""
         result = {name: e.mean_scores(self.agreement, profiles, candidates) for name, e in self.learned.items()}
         result |= {name: fitted.scores(profiles, candidates) for name, fitted in self.fitted.items()}
@@ -82,20 +82,20 @@ class Evidence:
         self,
         profiles: InteractionIndex,
         candidates: Candidates,
-        parts: Mapping[str, FloatArray],
+        columns: Mapping[str, FloatArray],
         weights: Mapping[str, float],
     ) -> FloatArray:
         """The AMSC score; float64 [len(candidates)]."""
-        # The mean is linear: the score is the weighted sum of its parts.
+        # The mean is linear: the score is the weighted sum of its columns.
         total = np.zeros(len(candidates))
         for name, weight in weights.items():
-            total += weight * parts[name]
+            total += weight * columns[name]
         return _rounded({"score": total})["score"]
 
 
-def _rounded(parts: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+def _rounded(columns: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """In single precision: another processor may round the last bits another way, and a tree may split there."""
-    return {name: part.astype(np.float32).astype(np.float64) for name, part in parts.items()}
+    return {name: column.astype(np.float32).astype(np.float64) for name, column in columns.items()}
 
 
 def adaptive_weights(observed: Mapping[str, FloatArray], null: Mapping[str, FloatArray]) -> dict[str, float]:
@@ -107,27 +107,27 @@ def adaptive_weights(observed: Mapping[str, FloatArray], null: Mapping[str, Floa
     nothing separates.
     """
     raw = {}
-    for name, part in observed.items():
-        gap = float(part.mean() - null[name].mean()) if len(part) and len(null[name]) else 0.0
-        spread = float(part.var() + null[name].var()) if len(part) and len(null[name]) else 0.0
+    for name, column in observed.items():
+        gap = float(column.mean() - null[name].mean()) if len(column) and len(null[name]) else 0.0
+        spread = float(column.var() + null[name].var()) if len(column) and len(null[name]) else 0.0
         raw[name] = max(gap, 0.0) / spread if spread > 1e-15 else 0.0
     total = sum(raw.values())
     return {name: value / total if total > 0 else 1.0 / len(raw) for name, value in raw.items()}
 
 
-def classifier_columns(
+def classifier_inputs(
     score: FloatArray,
-    parts: Mapping[str, FloatArray],
+    columns: Mapping[str, FloatArray],
     size: IntArray,
     degree: IntArray,
     settings: CalibrationSettings,
 ) -> tuple[FloatArray, list[int]]:
-    """(what the classifier sees of each pair, in which of its columns f/f0 must not fall)."""
-    columns, monotone = [score], [1]
-    if len(parts) > 1:
-        columns += [*parts.values(), size.astype(np.float64)]
-        monotone += [1] * len(parts) + [0]
+    """(what the classifier sees of each pair, in which of its inputs f/f0 must not fall)."""
+    inputs, monotone = [score], [1]
+    if len(columns) > 1:
+        inputs += [*columns.values(), size.astype(np.float64)]
+        monotone += [1] * len(columns) + [0]
     if settings.popularity:
-        columns += [degree.astype(np.float64), size.astype(np.float64)]
+        inputs += [degree.astype(np.float64), size.astype(np.float64)]
         monotone += [0, 0]
-    return np.column_stack(columns), monotone
+    return np.column_stack(inputs), monotone

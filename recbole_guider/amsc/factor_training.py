@@ -24,7 +24,7 @@ DIMENSION = 64
 TEMPERATURE = 0.7
 #: Passes over the pairs; fewer where there are more than VISITS / EPOCHS pairs.
 EPOCHS = 10
-#: About the largest number of pairs that are looked at for one part of the users, repetitions included.
+#: About the largest number of pairs that are looked at for one fold of the users, repetitions included.
 VISITS = 1_000_000
 LEARNING_RATE = 0.01
 #: Pairs in a batch of whole users, and negatives that they share.
@@ -34,13 +34,13 @@ _INITIAL_SPREAD = 0.1
 
 def learn_factors(
     profiles: InteractionIndex,
-    parts: UserFolds,
+    folds: UserFolds,
     item_degree: IntArray,
     content: NDArray[np.floating] | None,
     by_item: bool,
     rng: np.random.Generator,
 ) -> Factors:
-    """Context and target rows for every part of the users from the interactions of the others.
+    """Context and target rows for every fold of the users from the interactions of the others.
 
         q_i = a_i + x_i W,    t_i = b_i + x_i W',    r_u = sum of q over I_u without i
         loss = - mean over (u, i) of log( e_i / (e_i + sum of e_j) ),    e_i = exp(cos(r_u, t_i) / tau)
@@ -50,13 +50,13 @@ def learn_factors(
     content alone.
 
     Args:
-        parts: which part a user lies in.
+        folds: which fold a user lies in.
         item_degree: int64 [n_items], the popularity that negatives are drawn by.
         content: float [n_items, d], x; None for items told apart by their users alone.
         by_item: whether items have rows of their own, a_i and b_i.
-        rng: starts a generator for each part.
+        rng: starts a generator for each fold.
     """
-    part = parts(profiles.user_keys)
+    fold = folds(profiles.user_keys)
     x = None
     if content is not None:
         length = float(np.linalg.norm(content, axis=1).mean())
@@ -64,15 +64,15 @@ def learn_factors(
     popularity = np.cumsum(item_degree, dtype=np.float64)
     context, target = [], []
     with one_thread():
-        for k in range(parts.count):
+        for k in range(folds.count):
             seeds = rng.integers(2**63, size=2)
-            users = np.flatnonzero((part != k) & (profiles.size > 1))
+            users = np.flatnonzero((fold != k) & (profiles.size > 1))
             model = _Model(profiles.n_items, x, by_item, torch.Generator().manual_seed(int(seeds[0])))
             model.fit(sp.csr_matrix(profiles.matrix[users]), popularity, np.random.default_rng(int(seeds[1])))
             of_context, of_target = model.rows(torch.arange(profiles.n_items))
             context.append(of_context.numpy())
             target.append(normalize(of_target, dim=1).numpy())
-    return Factors(parts, context, target)
+    return Factors(folds, context, target)
 
 
 class _Model:

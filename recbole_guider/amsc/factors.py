@@ -23,12 +23,12 @@ class Factors:
     """cos(r_u, t_i), with r_u the sum of the context rows q over the rest of the profile and t_i the target row.
 
     Attributes:
-        parts: which part a user lies in.
-        context, target: for every part of the users float32 [n_items, d], learned from the other parts; rows of
+        folds: which fold a user lies in.
+        context, target: for every fold of the users float32 [n_items, d], learned from the other folds; rows of
             ``target`` have unit length.
     """
 
-    parts: UserFolds
+    folds: UserFolds
     context: list[NDArray[np.float32]]
     target: list[NDArray[np.float32]]
 
@@ -39,7 +39,7 @@ class Factors:
             candidates: sorted by user.
         """
         result = np.zeros(len(candidates))
-        for k, chosen in with_a_rest(self.parts, profiles, candidates):
+        for k, chosen in with_a_rest(self.folds, profiles, candidates):
             for block, product in products(self.context[k], profiles, candidates.take(chosen), self.target[k]):
                 result[chosen[block]] = product.sum(axis=1, dtype=np.float64)
         return result

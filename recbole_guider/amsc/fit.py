@@ -17,10 +17,10 @@ from recbole_guider.amsc import decision
 from recbole_guider.amsc.behaviour import CoOccurrence, counts_are_affordable
 from recbole_guider.amsc.calibrator import Calibrator, DensityRatio, judged_pairs
 from recbole_guider.amsc.discriminant import learn_discriminant
-from recbole_guider.amsc.evidence import Behaviour, Evidence, adaptive_weights, classifier_columns
+from recbole_guider.amsc.evidence import Behaviour, Evidence, adaptive_weights, classifier_inputs
 from recbole_guider.amsc.folds import uniform
 from recbole_guider.amsc.learned import (
-    PARTS,
+    FOLDS,
     FoldedEmbeddings,
     centred,
     half_whitened,
@@ -116,18 +116,18 @@ class CalibratorFit:
     Attributes:
         calibrator: what was learned.
         sample: the profiles that evidence was compared with null pairs in.
-        parts: name -> float64 [n_pairs], the evidence of the pairs of ``sample``.
+        columns: name -> float64 [n_pairs], the evidence of the pairs of ``sample``.
         nulls: the null pairs, ``pair`` a row of ``sample``.
         null_score: float64 [n_null].
-        null_parts: name -> float64 [n_null].
+        null_columns: name -> float64 [n_null].
     """
 
     calibrator: Calibrator
     sample: InteractionIndex
-    parts: dict[str, FloatArray]
+    columns: dict[str, FloatArray]
     nulls: NullPairs
     null_score: FloatArray
-    null_parts: dict[str, FloatArray] = field(default_factory=dict)
+    null_columns: dict[str, FloatArray] = field(default_factory=dict)
 
 
 def check_modalities(modalities: list[Modality], behaviour: bool) -> None:
@@ -210,14 +210,14 @@ def fit_calibrator(
     # Comparing a pair with every item of its profile costs what counting the pairs of items does.
     nearest = settings.nearest and counts_are_affordable(counts.square_sum)
     evidence = Evidence(modalities, behaviour, agreement, shown, nearest)
-    parts, null_parts = evidence.parts(sample, observed), evidence.parts(sample, null)
-    weights = dict.fromkeys(parts, 1 / len(parts))
+    columns, null_columns = evidence.columns(sample, observed), evidence.columns(sample, null)
+    weights = dict.fromkeys(columns, 1 / len(columns))
     if settings.weights == "adaptive":
-        weights = adaptive_weights({name: part[judged] for name, part in parts.items()}, null_parts)
+        weights = adaptive_weights({name: column[judged] for name, column in columns.items()}, null_columns)
     if settings.learned and joined is not None:
-        user_folds, by_fold = learned["content"].parts, learned["content"].rows
+        user_folds, by_fold = learned["content"].folds, learned["content"].rows
         middle = centred(joined, counts.item_degree.astype(np.float64)).astype(np.float32)
-        for name, rows in {"directions": [middle] * PARTS, "content_directions": by_fold}.items():
+        for name, rows in {"directions": [middle] * FOLDS, "content_directions": by_fold}.items():
             evidence.fitted[f"learned.{name}"] = learn_discriminant(
                 rows, user_folds, sample, observed, null, learned_rng
             )
@@ -227,20 +227,20 @@ def fit_calibrator(
 
         evidence.fitted["learned.factors"] = learn_factors(
             profiles,
-            learned["behaviour"].parts,
+            learned["behaviour"].folds,
             counts.item_degree,
             None if joined is None else half_whitened(joined),
             settings.behaviour,
             factors_rng,
         )
-    score = evidence.score(sample, observed, parts, weights)
-    null_score = evidence.score(sample, null, null_parts, weights)
-    parts |= evidence.further_parts(sample, observed)
-    null_parts |= evidence.further_parts(sample, null)
+    score = evidence.score(sample, observed, columns, weights)
+    null_score = evidence.score(sample, null, null_columns, weights)
+    columns |= evidence.further_columns(sample, observed)
+    null_columns |= evidence.further_columns(sample, null)
 
     told_apart = settings.popularity or any(
-        np.ptp(np.concatenate([parts[name][judged], null_part])) > 0 for name, null_part in null_parts.items()
-        if len(null_part)
+        np.ptp(np.concatenate([columns[name][judged], null_column])) > 0 for name, null_column in null_columns.items()
+        if len(null_column)
     )
     if settings.noise_rate is None and not told_apart:
         # any share of noise would explain what is seen
@@ -249,9 +249,9 @@ def fit_calibrator(
                 "AMSC finds nothing that tells items apart in %s: all interactions count as clean.", ", ".join(weights)
             )
         calibrator = Calibrator(evidence, settings, weights, counts.item_degree, None, 0.0, 0.0)
-        return CalibratorFit(calibrator, sample, parts, nulls, null_score, null_parts)
+        return CalibratorFit(calibrator, sample, columns, nulls, null_score, null_columns)
     found = _decide(
-        sample, judged, nulls, (score, parts), (null_score, null_parts), counts.item_degree, settings, decision_rng
+        sample, judged, nulls, (score, columns), (null_score, null_columns), counts.item_degree, settings, decision_rng
     )
     calibrator = Calibrator(
         evidence, settings, weights, counts.item_degree, found.density_ratio, found.noise_rate, found.conservative_pi0,
@@ -266,7 +266,7 @@ def fit_calibrator(
         noise_rate = decision.extrapolated_noise_rate(found.counted, with_more_noise.noise_rate, with_more_noise.share)
         # both are too high where clean pairs look like noise
         calibrator = replace(calibrator, noise_rate=min(noise_rate, found.conservative_pi0))
-    return CalibratorFit(calibrator, sample, parts, nulls, null_score, null_parts)
+    return CalibratorFit(calibrator, sample, columns, nulls, null_score, null_columns)
 
 
 @dataclass(frozen=True)
@@ -300,21 +300,21 @@ def _decide(
         observed, null: scores and evidence of the pairs of ``sample`` and of ``nulls``.
         rng: of the cross-fitting.
     """
-    (score, parts), (null_score, null_parts) = observed, null
+    (score, columns), (null_score, null_columns) = observed, null
     size = sample.size[sample.users]
     given = settings.noise_rate
     if settings.decision == "lfdr":
         degree, null_degree = item_degree[sample.items] - 1, item_degree[nulls.items]
-        columns, monotone = classifier_columns(score, parts, size, degree, settings)
-        null_columns, _ = classifier_columns(null_score, null_parts, size[nulls.pair], null_degree, settings)
+        inputs, monotone = classifier_inputs(score, columns, size, degree, settings)
+        null_inputs, _ = classifier_inputs(null_score, null_columns, size[nulls.pair], null_degree, settings)
         keys = sample.user_keys[sample.users]
         null_keys = keys[nulls.pair]
-        density_ratio = decision.CrossFitted(columns[judged], null_columns, keys[judged], null_keys, monotone, rng)
+        density_ratio = decision.CrossFitted(inputs[judged], null_inputs, keys[judged], null_keys, monotone, rng)
         grouped = settings.noise_by == "popularity" and not settings.popularity  # which would be evidence already
         if given is not None and not grouped:
             return _Decision(density_ratio, given, given)
-        ratio = density_ratio.ratio(columns[judged], keys[judged])
-        null_ratio = density_ratio.ratio(null_columns, null_keys)
+        ratio = density_ratio.ratio(inputs[judged], keys[judged])
+        null_ratio = density_ratio.ratio(null_inputs, null_keys)
         by_popularity = None
         if grouped:
             by_popularity = decision.NoiseByPopularity.estimate(ratio, degree[judged] + 1, null_ratio, null_degree + 1)

@@ -38,16 +38,16 @@ def _finalise(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class UserFolds:
-    """``count`` parts of about equal size; which part a user lies in follows from its key.
+    """``count`` folds of about equal size; which fold a user lies in follows from its key.
 
     Attributes:
         seed: of the choice.
-        count: the number of parts.
+        count: the number of folds.
     """
 
     seed: int
     count: int
 
     def __call__(self, keys: NDArray[np.integer]) -> NDArray[np.int64]:
-        """int64, shape of ``keys``: the part of every key, from 0."""
+        """int64, shape of ``keys``: the fold of every key, from 0."""
         return (hashes(keys, self.seed) % np.uint64(self.count)).astype(np.int64)

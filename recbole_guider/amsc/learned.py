@@ -2,7 +2,7 @@
 
 Content as it comes weighs every direction of the feature space alike, and co-occurrence compares only items that
 share a user. Both gain from what the other profiles show: which items go together, and which directions of the
-content go with that. All of it is learned for one part of the users from the interactions of the other parts: a
+content go with that. All of it is learned for one fold of the users from the interactions of the other folds: a
 user's own interactions would pull all items of the profile, the noisy ones too, towards each other, and a noisy pair
 would no longer look like its null pairs. All definitions are this project's.
 """
@@ -22,8 +22,8 @@ from recbole_guider.amsc.profiles import Candidates, FloatArray
 from recbole_guider.amsc.similarity import Modality, mean_scores, nearest_scores
 from recbole_guider.utils.interactions import IntArray, InteractionIndex
 
-#: Users are split into this many parts; each is scored by what the other parts did.
-PARTS = 5
+#: Users are split into this many folds; each is scored by what the other folds did.
+FOLDS = 5
 #: Dimension of the behaviour embeddings, at most an eighth of the number of items.
 RANK = 256
 #: Dimension to which the content is reduced before it is mapped to behaviour.
@@ -40,23 +40,23 @@ _ITEMS_PER_DIRECTION = 8
 
 @dataclass(frozen=True)
 class FoldedEmbeddings:
-    """Item embeddings from interactions, a set for each part of the users, made without that part.
+    """Item embeddings from interactions, a set for each fold of the users, made without that fold.
 
     Attributes:
-        parts: which part a user lies in.
-        rows: one float32 [n_items, d] for each part, of unit length or 0.
+        folds: which fold a user lies in.
+        rows: one float32 [n_items, d] for each fold, of unit length or 0.
     """
 
-    parts: UserFolds
+    folds: UserFolds
     rows: list[NDArray[np.float32]]
 
     def split(
         self, profiles: InteractionIndex, candidates: Candidates
     ) -> Iterator[tuple[IntArray, NDArray[np.float32]]]:
-        """(positions in the candidates, the embeddings they are scored with), part by part."""
-        part = self.parts(profiles.user_keys)[candidates.users]
+        """(positions in the candidates, the embeddings they are scored with), fold by fold."""
+        fold = self.folds(profiles.user_keys)[candidates.users]
         for k, rows in enumerate(self.rows):
-            yield np.flatnonzero(part == k), rows
+            yield np.flatnonzero(fold == k), rows
 
     def mean_scores(self, weight: FloatArray, profiles: InteractionIndex, candidates: Candidates) -> FloatArray:
         """Leave-one-out mean cosine, as :func:`recbole_guider.amsc.similarity.mean_scores`."""
@@ -76,7 +76,7 @@ class FoldedEmbeddings:
 def learn_embeddings(
     profiles: InteractionIndex, joined: NDArray[np.float32] | None, rng: np.random.Generator
 ) -> dict[str, FoldedEmbeddings]:
-    """Item embeddings for every part of the users from the interactions of the others.
+    """Item embeddings for every fold of the users from the interactions of the others.
 
     ``behaviour``: b_i, the leading eigenvectors of the positive pointwise mutual information of items in profiles
 
@@ -93,20 +93,20 @@ def learn_embeddings(
 
     Args:
         joined: float32 [n_items, d], the content of :func:`joined_content`; None: only ``behaviour`` is returned.
-        rng: chooses the parts and the start of the eigenvalue iteration.
+        rng: chooses the folds and the start of the eigenvalue iteration.
 
     Returns:
         name -> :class:`FoldedEmbeddings`, rows of unit length.
     """
-    parts = UserFolds(int(rng.integers(2**63)), PARTS)
-    part = parts(profiles.user_keys)
+    folds = UserFolds(int(rng.integers(2**63)), FOLDS)
+    fold = folds(profiles.user_keys)
     content = None if joined is None else half_whitened(joined)
     rows: dict[str, list[NDArray[np.float32]]] = {"behaviour": []}
     if content is not None:
         rows |= {"content": [], "both": []}
     pmi = counts_are_affordable(profiles.square_sum)
-    for k in range(PARTS):
-        users = np.flatnonzero((part != k) & (profiles.size > 1))
+    for k in range(FOLDS):
+        users = np.flatnonzero((fold != k) & (profiles.size > 1))
         matrix = sp.csr_matrix(profiles.matrix[users])
         operator = _pmi(matrix) if pmi else _normalised(matrix)
         behaviour = _unit_rows(_leading_eigenvectors(operator, rng) if operator is not None else None, profiles.n_items)
@@ -117,7 +117,7 @@ def learn_embeddings(
         mapped = _unit_rows(held_out_ridge(content, behaviour, np.sqrt(degree)), profiles.n_items)
         rows["content"].append(_unit_rows(centred(mapped, degree), profiles.n_items))
         rows["both"].append(_unit_rows(degree * behaviour + CONTENT_PRIOR * mapped, profiles.n_items))
-    return {name: FoldedEmbeddings(parts, of_part) for name, of_part in rows.items()}
+    return {name: FoldedEmbeddings(folds, by_fold) for name, by_fold in rows.items()}
 
 
 def centred(rows: FloatArray, degree: FloatArray) -> FloatArray:

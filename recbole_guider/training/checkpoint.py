@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from recbole_guider.data.dataset import keys_of_pairs
 from recbole_guider.utils import distributed
 from recbole_guider.utils.atomic_io import write_whole
 from recbole_guider.utils.errors import GuiderError
-from recbole_guider.utils.model_state import PlainAttributes, loaded_parameters, stored_parameters
+from recbole_guider.utils.model_state import loaded_parameters, stored_parameters
 
 if TYPE_CHECKING:
     from recbole_guider.training.loop import Training  # it writes and reads its state here

@@ -39,7 +39,7 @@ class ModelView:
 
     Args:
         model: the model.
-        losses: name of a method -> what a trainer calls under this name.
+        losses: name of a method -> what a trainer calls under this name in place of the model's own.
         parameters: what :meth:`parameters` gives; None: the model's.
     """
 
@@ -86,21 +86,15 @@ class Steps:
         #: the losses that several processes share
         self.shared_losses: list[WholeBatchLoss] = []
         self._mirror: MirrorGradient | None = None
-        losses: dict[str, Callable[..., Any]] = {}
-        for name in _LOSSES:
-            own = loss if name == "calculate_loss" else name
-            if hasattr(model, own):
-                losses[name] = getattr(model, own)
-                if distributed.is_parallel():
-                    tolerance = TOLERANCE_MIXED if config["enable_amp"] else TOLERANCE
-                    losses[name] = shared = WholeBatchLoss(model, own, tolerance)
-                    self.shared_losses.append(shared)
         mirrored = MirrorGradientSettings.from_block(config["mirror_gradient"])
         if mirrored is not None:
             self._mirror = MirrorGradient(model, mirrored)
-            losses = {name: self._mirror.loss(each) for name, each in losses.items()}
-        is_itself = parameters is None and not self.shared_losses and mirrored is None and loss == "calculate_loss"
-        seen: Any = model if is_itself else ModelView(model, losses, parameters)
+        named = {name: loss if name == "calculate_loss" else name for name in _LOSSES}
+        losses = {
+            name: self._surrounded(method, config) for name, method in named.items()
+            if hasattr(model, method) and (method != name or self._mirror is not None or distributed.is_parallel())
+        }
+        seen: Any = model if parameters is None and not losses else ModelView(model, losses, parameters)
         if reports and distributed.is_main():
             self.trainer = trainer(config, seen)
         else:
@@ -108,6 +102,15 @@ class Steps:
                 self.trainer = trainer(config, seen)
         if distributed.is_parallel():
             self.trainer.eval_collector = SharedCollector(config)
+
+    def _surrounded(self, name: str, config: Any) -> Callable[..., Any]:
+        """The loss that a method of the model is, shared by the processes and mirrored where the run asks for it."""
+        loss: Callable[..., Any] = getattr(self.model, name)
+        if distributed.is_parallel():
+            shared = WholeBatchLoss(self.model, name, TOLERANCE_MIXED if config["enable_amp"] else TOLERANCE)
+            self.shared_losses.append(shared)
+            loss = shared
+        return loss if self._mirror is None else self._mirror.loss(loss)
 
     @property
     def pretrains(self) -> bool:

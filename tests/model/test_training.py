@@ -58,7 +58,8 @@ def test_an_epoch_on_ml_100k_lowers_the_loss(model: str) -> None:
         losses.append(loss.item() / (len(batch) if model in SUMS else 1))
         return loss
 
-    trainer._train_epoch(train, 0, loss_func=recorded)
+    trainer.model.calculate_loss = recorded
+    trainer.steps.run(train, 0)
     assert len(losses) == len(train) > 15
     assert np.isfinite(losses).all()
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.02

@@ -1,10 +1,9 @@
-"""What becomes of a sweep's journal: tables, importances, the page; and the turns of several seeds."""
+"""What becomes of a sweep's journal: tables, importances, the page; and replays."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from recbole_guider.training.checkpoint import held_optimizers
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.importance import setting_importance
 from recbole_guider.tuning.journal import Journal, winner
-from recbole_guider.tuning.lockstep import Lockstep
 from recbole_guider.tuning.report import write_report
 from recbole_guider.tuning.shared_data import configuration, data_key, pack, unpack
 from recbole_guider.tuning.space import read_space
@@ -117,42 +115,6 @@ def test_importance_finds_the_setting_that_matters() -> None:
     assert found["kind"] > found["does not"]
     assert setting_importance(table.head(5), ["matters"]).empty
     assert setting_importance(table.assign(best_valid_score=0.5), ["matters"]).empty
-
-
-def test_lockstep_runs_one_at_a_time_and_ends_what_it_leaves() -> None:
-    order: list[str] = []
-    running = 0
-
-    def counting(name: str, steps: int) -> Callable[[Callable[[], None]], None]:
-        def run(pause: Callable[[], None]) -> None:
-            nonlocal running
-            try:
-                for step in range(steps):
-                    running += 1
-                    assert running == 1
-                    order.append(f"{name}{step}")
-                    running -= 1
-                    pause()
-            finally:
-                order.append(f"{name}!")
-
-        return run
-
-    with Lockstep([counting("a", 2), counting("b", 3)]) as lockstep:
-        for _ in range(3):
-            assert lockstep.advance()
-        assert order == ["a0", "b0", "a1", "b1", "a!", "b2"]
-    assert order[-1] == "b!"
-
-    def failing(pause: Callable[[], None]) -> None:
-        pause()
-        raise FloatingPointError("nan")
-
-    with Lockstep([failing, counting("c", 9)]) as lockstep:
-        lockstep.advance()
-        with pytest.raises(FloatingPointError, match="nan"):
-            lockstep.advance()
-    assert order[-1] == "c!"
 
 
 def test_a_packed_data_set_gives_the_same_run_without_its_files(toy: dict[str, Any], tmp_path: Path) -> None:
