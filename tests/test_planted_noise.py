@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 SEED = 1
 N_USERS, N_ITEMS, N_CLUSTERS, N_LIKED = 200, 200, 10, 12
-#: What is gained in NDCG@10 on the test part.
+#: What is to be gained in NDCG@10 on the test part. With seeds 1 to 5 it is .216 or more,
+#: and .083 or less with a part broken.
 MARGIN = 0.15
 
 
