@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from recbole_guider.quick_start import _prepare, replay
-from recbole_guider.training.checkpoint import load, plain, save
+from recbole_guider.training.checkpoint import load, save
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.journal import FINISHED, TrialRecord
 from recbole_guider.tuning.shared_data import configuration, unpack
+from recbole_guider.utils.plain import to_plain
 from recbole_guider.utils.yaml_files import write_yaml
 
 
@@ -84,7 +85,7 @@ def _test_seed(
         trainer, score, valid_result = replay(config, (trainer, train_data, valid_data), dataset=data, verbose=False)
     else:
         score, valid_result = trainer.fit(train_data, valid_data, verbose=False)
-    test_result = plain(dict(trainer.evaluate(test_data, load_best_model=True)))
+    test_result = to_plain(dict(trainer.evaluate(test_data, load_best_model=True)))
     state = load(trainer.saved_model_file)
     # whoever loads this model has no such folder
     state["config"].update(checkpoint_dir=settings.get("checkpoint_dir", "saved"))
@@ -92,7 +93,7 @@ def _test_seed(
     return {
         "test_result": test_result,
         "best_valid_score": float(score),
-        "best_valid_result": plain(dict(valid_result)) if valid_result else None,
+        "best_valid_result": to_plain(dict(valid_result)) if valid_result else None,
         "model": Path(trainer.saved_model_file).read_bytes(),
     }
 
