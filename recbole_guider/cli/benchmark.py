@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, rest: list[str]) -> None:
-    from recbole_guider.benchmark.report import write_report
-    from recbole_guider.benchmark.runner import RESULTS, run_benchmark, write_results
-    from recbole_guider.benchmark.spec import read_spec
+    from recbole_guider.benchmark import RESULTS, read_spec, run_benchmark, write_report, write_results
 
     spec = read_spec(arguments.spec, arguments.data, arguments.imports or ())
     folder = Path(arguments.out or f"{Path(arguments.spec).stem}-results")

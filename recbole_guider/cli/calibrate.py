@@ -13,7 +13,7 @@ from recbole_guider.utils.arguments import split_files
 from recbole_guider.utils.errors import GuiderError
 
 if TYPE_CHECKING:
-    from recbole_guider.amsc.settings import CalibrationSettings
+    from recbole_guider.amsc import CalibrationSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from recbole_guider.amsc.settings import CalibrationSettings
+from recbole_guider.amsc import CalibrationSettings
 from recbole_guider.data.settings import NoiseSettings
 from recbole_guider.utils.settings import NonNegative, Positive, Settings, SwitchedSettings, UnitInterval
 
