@@ -24,8 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_guider.amsc import calibrate
-from recbole_guider.amsc.settings import CalibrationSettings
+from recbole_guider.amsc import CalibrationSettings, calibrate
 from recbole_guider.data.noise import inject_interactions
 from recbole_guider.evaluation import detection_figures, detection_report
 

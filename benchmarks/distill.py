@@ -16,7 +16,7 @@ import torch
 from measure import milliseconds, peak_megabytes, table
 from torch.nn.functional import log_softmax, normalize
 
-from recbole_guider.losses.distillation import diagonal_cost, ot_distillation_loss, reusable, score_cost, transport_plan
+from recbole_guider.losses import diagonal_cost, ot_distillation_loss, reusable, score_cost, transport_plan
 
 TEMPERATURE = 0.15
 # ways to the cost: the third is that of cosine and scores only

@@ -25,8 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from measure import table
 
-from recbole_guider.amsc import calibrate_parquet, parquet
-from recbole_guider.amsc.settings import CalibrationSettings
+from recbole_guider.amsc import CalibrationSettings, calibrate_parquet, parquet
 
 PASSES = ("split", "count", "sample", "learn", "judge")
 

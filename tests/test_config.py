@@ -528,7 +528,7 @@ def test_merged_keys_are_not_there_twice(tmp_path):
 
 
 def test_what_is_not_used_is_said_and_launcher_flags_are_not(caplog):
-    make("run", "--model", "BPR", "-d", "toy", "--config_files", "a.yaml", "-mBPR", "--epochs=3")
+    make("--model", "BPR", "-d", "toy", "--config_files", "a.yaml", "-mBPR", "--epochs=3")
     assert not caplog.records
     config = make("--epochs", "3", "word")
     assert "command line args [--epochs 3 word] will not be used" in caplog.text

@@ -109,6 +109,19 @@ knn_graph(rng.normal(size=(20, 4)).astype(np.float32), 3)
     assert done.returncode == 0, done.stderr
 
 
+def test_the_command_for_parquet_files_works_without_recbole(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("guider: {calibration: {decision: quantile}}\n")
+    for last, message in (("quantile", "no parquet file matches"), ("other", "calibration.decision is 'other'")):
+        arguments = [
+            "calibrate", str(tmp_path / "none.parquet"), f"--out={tmp_path / 'out'}", f"--config_files={settings}",
+            f"--guider.calibration.decision={last}",
+        ]
+        done = without_recbole(f"from recbole_guider.cli.main import main; sys.exit(main({arguments}))")
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert message in done.stderr.splitlines()[-1]
+
+
 def test_processes_that_only_predict_do_without_torch() -> None:
     code = "from recbole_guider.amsc import calibrate_parquet, calibrator, parquet\nassert 'torch' not in sys.modules"
     done = without_recbole(code)

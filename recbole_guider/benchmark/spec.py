@@ -20,7 +20,7 @@ from recbole_guider.config.merging import merge
 from recbole_guider.config.registry import PREFIX
 from recbole_guider.config.validation import check_valid_metric, measured
 from recbole_guider.data.settings import AMOUNTS
-from recbole_guider.denoising.methods import METHODS
+from recbole_guider.denoising import METHODS
 from recbole_guider.utils.errors import GuiderError, did_you_mean
 from recbole_guider.utils.extensions import import_extensions
 from recbole_guider.utils.paths import user_path

@@ -1,1 +1,5 @@
-"""The commands of ``recbole-guider``: arguments in, one call, clear errors."""
+"""The commands of ``recbole-guider``, one file each: arguments in, one call, clear errors.
+
+A file has ``add_arguments(parser)``, ``run(arguments, rest)`` and a ``COMMAND`` (``command.py``), which ``main.py``
+lists by name.
+"""

@@ -31,7 +31,6 @@ _LAUNCHER_FLAGS = {
     *("--model", "-m", "--dataset", "-d", "--config_files", "--nproc", "--ip", "--port", "--world_size"),
     "--group_offset",
 }
-_SUBCOMMANDS = {"run", "tune", "calibrate", "convert", "noise", "benchmark", "models"}
 
 
 def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,8 +179,6 @@ def split_arguments(arguments: Sequence[str]) -> dict[str, str]:
     settings: dict[str, str] = {}
     unused = []
     remaining = list(arguments)
-    if remaining and remaining[0] in _SUBCOMMANDS:
-        del remaining[0]
     while remaining:
         argument = remaining.pop(0)
         name, _, value = argument.partition("=")

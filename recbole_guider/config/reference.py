@@ -23,8 +23,7 @@ from recbole_guider.config.registry import MODELS, backbone_class
 from recbole_guider.config.settings import OverallSettings
 from recbole_guider.config.validation import parameters_of
 from recbole_guider.data.settings import NoiseSettings
-from recbole_guider.denoising.methods import METHODS
-from recbole_guider.denoising.settings import DenoisingSettings
+from recbole_guider.denoising import METHODS, DenoisingSettings
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.training.settings import MirrorGradientSettings
 from recbole_guider.utils.resources import properties_dir

@@ -183,7 +183,7 @@ def list_models() -> list[ModelInfo]:
 
 def _info(name: str, model_class: type) -> ModelInfo:
     # imported here: it imports this package's base class, which plain runs of RecBole's models do without
-    from recbole_guider.models.scoring import scoring_kind
+    from recbole_guider.models import scoring_kind
 
     content = getattr(model_class, "reads_content", False)
     modalities = "any" if content else "none"

@@ -17,6 +17,7 @@ from recbole.evaluator import metric_types
 from recbole.evaluator.register import metric_information
 
 from recbole_guider.config.registry import backbone_class, is_ours
+from recbole_guider.config.settings import OverallSettings
 from recbole_guider.utils.atomic_io import require_folder
 from recbole_guider.utils.errors import GuiderError, did_you_mean, nearest, one_of
 from recbole_guider.utils.resources import properties_dir
@@ -103,13 +104,16 @@ class RecBoleSettings(_Part):
         Count | Annotated[list[Count], Field(min_length=1)], AllowedValues("a whole number >= 1 or a list of them")
     ]
     valid_metric: str
-    backend: Literal["auto", "nccl", "gloo"]
     state: str
     checkpoint_dir: Annotated[_Text, AllowedValues("the path of a folder")]
     benchmark_filename: _Names | None
     additional_feat_suffix: _Names | None
     alias_of_user_id: _Names | None
     alias_of_item_id: _Names | None
+
+
+#: Settings of this package that are read as they are given; the others are checked where they are read.
+_CHECKED_HERE = ("backend",)
 
 
 def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
@@ -129,9 +133,13 @@ def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
         del values["train_neg_sample_args"]  # RecBole's word for none at all
         negatives = None
     declared = parameters_of(backbone_class(model)) if is_ours(model) else None  # RecBole's declare none
-    for schema in (RecBoleSettings, declared):
-        if schema is not None:
-            check_part(schema, {key: values[key] for key in schema.model_fields if key in values}, name)
+    schemas: list[tuple[type[Settings], Iterable[str]]] = [
+        (RecBoleSettings, RecBoleSettings.model_fields), (OverallSettings, _CHECKED_HERE)
+    ]
+    if declared is not None:
+        schemas.append((declared, declared.model_fields))
+    for schema, keys in schemas:
+        check_part(schema, {key: values[key] for key in keys if key in values}, name)
     for key, default in _recboles_defaults(model).items():
         # RecBole declares no types: what is a number by default has to be one
         if key in values and isinstance(default, (int, float)) and not isinstance(default, bool):

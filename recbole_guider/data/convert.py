@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_guider.amsc.settings import BEHAVIOUR
+from recbole_guider.amsc import BEHAVIOUR
 from recbole_guider.data.features import finite_blocks, read_array, read_ids, row_numbers
 from recbole_guider.data.folder import check_name, new_data_set, written_together
 from recbole_guider.data.tables import read_table

@@ -59,49 +59,21 @@ def inject_interactions(
     if ratio < 0:
         raise GuiderError(f"the noise ratio must be at least 0, not {ratio}.")
     users, items = np.asarray(users, dtype=np.int64), np.asarray(items, dtype=np.int64)
-    wanted = round(ratio * len(users))
-    empty = np.zeros(0, dtype=np.int64)
     p_user = _weights(users, n_users, user_distribution, "activity", among_observed=True)
     if item_distribution == "clickbait":
-        if not 0 < clickbait_items <= 1:
-            raise GuiderError(f"the share of clickbait items must be above 0 and at most 1, not {clickbait_items}.")
-        p_item = np.zeros(n_items)
-        few = max(1, round(clickbait_items * n_items))
-        p_item[np.random.default_rng([seed, 3]).choice(n_items, size=few, replace=False)] = 1 / few
+        p_item = _clickbait(n_items, clickbait_items, seed)
     else:
         p_item = _weights(items, n_items, item_distribution, "popularity", among_observed=False)
+    wanted = round(ratio * len(users))
     if wanted == 0:
-        return empty, empty
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     taken = pair_keys(users, items, n_items)
     if forbidden_users is not None and forbidden_items is not None:
-        more = pair_keys(np.asarray(forbidden_users), np.asarray(forbidden_items), n_items)
-        taken = np.concatenate([taken, more])
+        taken = np.append(taken, pair_keys(np.asarray(forbidden_users), np.asarray(forbidden_items), n_items))
     taken = np.unique(taken)
-    reachable = (p_user[taken // n_items] > 0) & (p_item[taken % n_items] > 0)
-    free = int(np.count_nonzero(p_user)) * int(np.count_nonzero(p_item)) - int(reachable.sum())
-    if wanted > free:
-        few_items = item_distribution == "clickbait" and clickbait_items < 1
-        remedy = f" or raise noise.clickbait_items, which is {clickbait_items}" if few_items else ""
-        raise GuiderError(
-            f"{wanted} noisy interactions were asked for (ratio {ratio}), but only {free} pairs of users and "
-            f"{'the clickbait items' if few_items else 'items'} are free; lower the ratio{remedy}."
-        )
-    rng = np.random.default_rng(seed)
-    drawn = empty
-    for _ in range(_MAX_ROUNDS):
-        missing = wanted - len(drawn)
-        if missing == 0:
-            break
-        size = max(2 * missing, 1024)
-        keys = pair_keys(rng.choice(n_users, size, p=p_user), rng.choice(n_items, size, p=p_item), n_items)
-        keys = keys[~np.isin(keys, taken)]
-        # Keeping first occurrences in order is drawing without replacement.
-        _, first = np.unique(keys, return_index=True)
-        keys = keys[np.sort(first)][:missing]
-        drawn = np.concatenate([drawn, keys])
-        taken = np.union1d(taken, keys)
-    else:
-        drawn = np.concatenate([drawn, _enumerate_free(taken, p_user, p_item, wanted - len(drawn), rng)])
+    few = clickbait_items if item_distribution == "clickbait" and clickbait_items < 1 else None
+    _check_enough_free(wanted, ratio, taken, p_user, p_item, few)
+    drawn = _draw(wanted, taken, p_user, p_item, np.random.default_rng(seed))
     return drawn // n_items, drawn % n_items
 
 
@@ -230,6 +202,52 @@ def _weights(ids: np.ndarray, n: int, distribution: str, by_count: str, *, among
         allowed = f"{by_count}, uniform" + ("" if among_observed else ", clickbait")
         raise GuiderError(f"noise distribution {distribution!r} does not exist; allowed: {allowed}.")
     return counts / counts.sum() if counts.sum() else counts
+
+
+def _clickbait(n_items: int, share: float, seed: int) -> np.ndarray:
+    """The same weight for a few items drawn from the catalogue, and none for the others."""
+    if not 0 < share <= 1:
+        raise GuiderError(f"the share of clickbait items must be above 0 and at most 1, not {share}.")
+    few = max(1, round(share * n_items))
+    weights = np.zeros(n_items)
+    weights[np.random.default_rng([seed, 3]).choice(n_items, size=few, replace=False)] = 1 / few
+    return weights
+
+
+def _check_enough_free(
+    wanted: int, ratio: float, taken: np.ndarray, p_user: np.ndarray, p_item: np.ndarray, clickbait: float | None
+) -> None:
+    """Raise if fewer than ``wanted`` pairs are free; ``clickbait``: the share of the items, if some only."""
+    n_items = len(p_item)
+    reachable = (p_user[taken // n_items] > 0) & (p_item[taken % n_items] > 0)
+    free = int(np.count_nonzero(p_user)) * int(np.count_nonzero(p_item)) - int(reachable.sum())
+    if wanted > free:
+        remedy = "" if clickbait is None else f" or raise noise.clickbait_items, which is {clickbait}"
+        raise GuiderError(
+            f"{wanted} noisy interactions were asked for (ratio {ratio}), but only {free} pairs of users and "
+            f"{'items' if clickbait is None else 'the clickbait items'} are free; lower the ratio{remedy}."
+        )
+
+
+def _draw(
+    wanted: int, taken: np.ndarray, p_user: np.ndarray, p_item: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """The keys of ``wanted`` pairs that are not among ``taken``, one after the other without replacement."""
+    n_users, n_items = len(p_user), len(p_item)
+    drawn = np.zeros(0, dtype=np.int64)
+    for _ in range(_MAX_ROUNDS):
+        missing = wanted - len(drawn)
+        if missing == 0:
+            return drawn
+        size = max(2 * missing, 1024)
+        keys = pair_keys(rng.choice(n_users, size, p=p_user), rng.choice(n_items, size, p=p_item), n_items)
+        keys = keys[~np.isin(keys, taken)]
+        # Keeping first occurrences in order is drawing without replacement.
+        _, first = np.unique(keys, return_index=True)
+        keys = keys[np.sort(first)][:missing]
+        drawn = np.concatenate([drawn, keys])
+        taken = np.union1d(taken, keys)
+    return np.concatenate([drawn, _enumerate_free(taken, p_user, p_item, wanted - len(drawn), rng)])
 
 
 def _enumerate_free(

@@ -58,6 +58,36 @@ def write_noisy_copy(
         GuiderError: nothing to do, a target that exists, a column that cannot be written, or as a run raises.
     """
     to = Path(to)
+    name = name or f"{config['dataset']}-noisy"
+    yaml_file = _checked_place(config, to, name)
+    init_seed(config["seed"], config["reproducibility"])
+    source = build_dataset(config)
+    splits = source.build()
+    if len(splits) != len(SPLITS):
+        raise GuiderError(f"the data set has {len(splits)} splits: a copy needs train, valid and test.")
+    for modality in source.item_features:  # read before anything is written
+        check_name(modality)  # it becomes part of a file's name
+
+    with written_together(yaml_file) as (inside, text_file):
+        settings = {
+            "dataset": name,
+            "data_path": str(to.resolve()),
+            "load_col": {"inter": _write_interactions(splits, inside, name), **_copy_tables(source, inside, name)},
+            "benchmark_filename": list(SPLITS),
+            "modalities": _write_features(source, inside),
+            "noise": {"recorded": f"{name}.injected.inter"},
+            **_as_the_source(config),
+        }
+        if guider_block:
+            title = f"GUIDER's defaults on {config['dataset']}."
+            write_yaml({"guider": dict(guider_block)}, inside / "guider.yaml", title)
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        text_file.write_text(_header(config, yaml_file, bool(guider_block)) + text, "utf-8")
+    return yaml_file
+
+
+def _checked_place(config: Any, to: Path, name: str) -> Path:
+    """Where the copy's YAML file goes; raises where there is nothing to do, or the name is taken."""
     noise = noise_of(config)
     amounts = (noise.interactions, noise.deleted, noise.features, noise.gaussian)
     if not any(any(amount.values()) if isinstance(amount, dict) else amount for amount in amounts):
@@ -65,63 +95,62 @@ def write_noisy_copy(
             "the noise block asks for no noise: give at least one of --noise.interactions, --noise.deleted, "
             "--noise.features and --noise.gaussian."
         )
-    name = name or f"{config['dataset']}-noisy"
     check_name(name)
     if (dataset_configs_dir() / f"{name}.yaml").is_file():
         raise GuiderError(f"the name {name!r} belongs to a data set that the package knows; give another --name.")
     yaml_file = new_data_set(to, name)
     if config["benchmark_filename"] is None and config["eval_args"]["split"] is None:
         raise GuiderError("the data set has no splits: set eval_args.split or benchmark_filename.")
+    return yaml_file
 
-    init_seed(config["seed"], config["reproducibility"])
-    source = build_dataset(config)
-    splits = source.build()
-    if len(splits) != len(SPLITS):
-        raise GuiderError(f"the data set has {len(splits)} splits: a copy needs train, valid and test.")
-    features = source.item_features  # read before anything is written
-    for modality in features:
-        check_name(modality)  # it becomes part of a file's name
+
+def _write_interactions(splits: Sequence[GuiderDataset], inside: Path, name: str) -> list[str]:
+    """Write the splits, and the pairs that noise added and took out; returns the columns of the splits."""
     # of a split without noise: joining interactions, as noise does, leaves their columns in any order
     fields = list(splits[1].inter_feat.columns)
+    for split, part in zip(SPLITS, splits, strict=True):
+        _interactions(part, fields).to_csv(inside / f"{name}.{split}.inter", sep="\t", index=False)
+    train = splits[0]
+    users, items = (np.asarray(train.inter_feat[field], np.int64) for field in (train.uid_field, train.iid_field))
+    injected = np.stack([users[train.is_injected], items[train.is_injected]])
+    for kind, pairs in (("injected", injected), ("deleted", train.deleted_pairs)):
+        _pairs(train, *pairs).to_csv(inside / f"{name}.{kind}.inter", sep="\t", index=False)
+    return fields
 
-    with written_together(yaml_file) as (inside, text_file):
-        for split, part in zip(SPLITS, splits, strict=True):
-            _interactions(part, fields).to_csv(inside / f"{name}.{split}.inter", sep="\t", index=False)
-        train = splits[0]
-        pairs = [np.asarray(train.inter_feat[field], dtype=np.int64) for field in (train.uid_field, train.iid_field)]
-        for kind, (users, items) in {
-            "injected": [ids[train.is_injected] for ids in pairs], "deleted": train.deleted_pairs
-        }.items():
-            _pairs(train, users, items).to_csv(inside / f"{name}.{kind}.inter", sep="\t", index=False)
-        blocks = {}
-        tokens = np.asarray(source.field2id_token[source.iid_field])
-        for modality, part in features.items():
-            np.save(inside / f"{modality}_feat.npy", part.values[part.present])
-            (inside / f"{modality}_ids.txt").write_text("\n".join(tokens[part.present].tolist()) + "\n", "utf-8")
-            blocks[modality] = {"file": f"{modality}_feat.npy", "ids": f"{modality}_ids.txt"}
-        load_col = {"inter": fields}
-        load_col |= _copy_tables(source, inside, name)
-        settings: dict[str, Any] = {
-            "dataset": name, "data_path": str(to.resolve()), "load_col": load_col, "benchmark_filename": list(SPLITS),
-            "modalities": blocks, "noise": {"recorded": f"{name}.injected.inter"},
-        }
-        settings |= {key: config[key] for key, default in _COLUMNS.items() if config[key] != default}
-        settings |= {key: config[key] for key in _MEASURED_BY}
-        settings["eval_args"] = {"mode": config["eval_args"]["mode"]}
-        if config["repeatable"]:  # false is the default, but not of sequential models
-            settings["repeatable"] = True
-        header = f"# A noisy copy of {config['dataset']}, made by `recbole-guider noise` with\n"
-        header += f"# {noise.model_dump()}\n"
-        header += f"# Run: {run_command('run_recbole_guider.py', yaml_file, name)}\n"
-        if guider_block:
-            title = f"GUIDER's defaults on {config['dataset']}."
-            write_yaml({"guider": dict(guider_block)}, inside / "guider.yaml", title)
-            both = files_argument(yaml_file, to / name / "guider.yaml")
-            header += f"# With GUIDER as on {config['dataset']}: {both}\n"
-        header += "\n"
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
-        text_file.write_text(header + text, "utf-8")
-    return yaml_file
+
+def _write_features(source: GuiderDataset, inside: Path) -> dict[str, Any]:
+    """Write every modality's rows, and the items that they belong to; returns the ``modalities`` block."""
+    blocks = {}
+    tokens = np.asarray(source.field2id_token[source.iid_field])
+    for modality, part in source.item_features.items():
+        np.save(inside / f"{modality}_feat.npy", part.values[part.present])
+        (inside / f"{modality}_ids.txt").write_text("\n".join(tokens[part.present].tolist()) + "\n", "utf-8")
+        blocks[modality] = {"file": f"{modality}_feat.npy", "ids": f"{modality}_ids.txt"}
+    return blocks
+
+
+def _as_the_source(config: Any) -> dict[str, Any]:
+    """The settings of the source that hold for its copy too: its columns, and how a run is measured."""
+    settings = {key: config[key] for key, default in _COLUMNS.items() if config[key] != default}
+    settings |= {key: config[key] for key in _MEASURED_BY}
+    settings["eval_args"] = {"mode": config["eval_args"]["mode"]}
+    if config["repeatable"]:  # false is the default, but not of sequential models
+        settings["repeatable"] = True
+    return settings
+
+
+def _header(config: Any, yaml_file: Path, with_guider: bool) -> str:
+    """The comment at the top of the copy's YAML file: what it is, and how it is run."""
+    name = yaml_file.stem
+    lines = [
+        f"A noisy copy of {config['dataset']}, made by `recbole-guider noise` with",
+        str(noise_of(config).model_dump()),
+        f"Run: {run_command('run_recbole_guider.py', yaml_file, name)}",
+    ]
+    if with_guider:
+        both = files_argument(yaml_file, yaml_file.with_suffix("") / "guider.yaml")
+        lines.append(f"With GUIDER as on {config['dataset']}: {both}")
+    return "".join(f"# {line}\n" for line in lines) + "\n"
 
 
 def _interactions(part: GuiderDataset, fields: Sequence[str]) -> pd.DataFrame:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from recbole_guider.denoising.settings import DenoisingSettings, NoneSettings
-from recbole_guider.losses.dbpr import soft_negative
-from recbole_guider.models.base import Encoding, SeededGenerators
+from recbole_guider.losses import soft_negative
+from recbole_guider.models import Encoding, SeededGenerators
 from recbole_guider.utils.errors import GuiderError
 
 LOSS_FORMS = ("bpr", "bce", "softmax")

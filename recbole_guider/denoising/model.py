@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from recbole_guider.denoising.base import Context, Sample, SharedNegatives, pair_scores
 from recbole_guider.denoising.methods import METHODS
 from recbole_guider.denoising.settings import DenoisingSettings
-from recbole_guider.models.accelerated import fastest
-from recbole_guider.models.base import Encoding, FactorisedRecommender
-from recbole_guider.models.scoring import Scoring
+from recbole_guider.models import Encoding, FactorisedRecommender, Scoring, fastest
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.interactions import InteractionIndex
 

@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from recbole_guider.guider.settings import GuiderSettings
-from recbole_guider.losses.distillation import ItemsOrMoments, kl_distillation_loss, ot_distillation_loss, reusable
-from recbole_guider.models.base import Encoding, SeededGenerators
-from recbole_guider.models.scoring import CANDIDATES, FACTORISED, ROWS, Scoring, as_in_evaluation, explicit
+from recbole_guider.losses import ItemsOrMoments, kl_distillation_loss, ot_distillation_loss, reusable
+from recbole_guider.models import (
+    CANDIDATES,
+    FACTORISED,
+    ROWS,
+    Encoding,
+    Scoring,
+    SeededGenerators,
+    as_in_evaluation,
+    explicit,
+)
 
 #: Items that student and teacher are compared on where one of them scores pairs only, and users of a batch.
 N_CANDIDATES = 256

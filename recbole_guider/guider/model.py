@@ -17,10 +17,8 @@ from recbole_guider.guider.plan import TeachingPlan, make_plan
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.guider.teacher import DBPR
 from recbole_guider.guider.weighting import Histories, weighted_ranking_loss
-from recbole_guider.losses.distillation import min_norm_weights
-from recbole_guider.models.accelerated import fastest
-from recbole_guider.models.base import Encoding, FactorisedRecommender, require_sampled_items
-from recbole_guider.models.scoring import Scoring, trainable
+from recbole_guider.losses import min_norm_weights
+from recbole_guider.models import Encoding, FactorisedRecommender, Scoring, fastest, require_sampled_items, trainable
 from recbole_guider.utils.batch_parts import sum_of_parts, whole_batch
 
 

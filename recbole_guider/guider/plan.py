@@ -12,8 +12,7 @@ from recbole_guider.guider.distiller import N_CANDIDATE_USERS, N_CANDIDATES
 from recbole_guider.guider.settings import GuiderSettings
 from recbole_guider.guider.teacher import PAIRS_OF_A_BATCH
 from recbole_guider.guider.weighting import has_weightable_rows, learns_history_lists, reads_histories
-from recbole_guider.models.base import FactorisedRecommender
-from recbole_guider.models.scoring import CANDIDATES, ROWS, Scoring
+from recbole_guider.models import CANDIDATES, ROWS, FactorisedRecommender, Scoring
 from recbole_guider.utils.errors import GuiderError
 
 

@@ -25,9 +25,8 @@ from recbole_guider.guider.distiller import Distiller
 from recbole_guider.guider.model import Guider, gradients_at
 from recbole_guider.guider.plan import TeachingPlan
 from recbole_guider.guider.settings import GuiderSettings
-from recbole_guider.models.base import Encoding
+from recbole_guider.models import CANDIDATES, FACTORISED, Encoding, Scoring, as_in_evaluation, trainable
 from recbole_guider.models.freedom import FREEDOM
-from recbole_guider.models.scoring import CANDIDATES, FACTORISED, Scoring, as_in_evaluation, trainable
 from recbole_guider.utils.errors import GuiderError
 
 #: Dimensions of the maps of text and image, and signs that stand for a user, a text or an image.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from recbole_guider.amsc.settings import CalibrationSettings
+from recbole_guider.amsc import CalibrationSettings
 from recbole_guider.data.settings import NoiseSettings
-from recbole_guider.utils.errors import GuiderError
-from recbole_guider.utils.settings import NonNegative, Positive, Settings, UnitInterval, validated
+from recbole_guider.utils.settings import NonNegative, Positive, Settings, SwitchedSettings, UnitInterval
 
 #: What items that a user interacted with are when they are drawn as negatives.
 OwnAs = Literal["ignore", "negative"]
@@ -87,8 +85,10 @@ class DistillationSettings(Settings):
     )
 
 
-class GuiderSettings(Settings):
+class GuiderSettings(SwitchedSettings):
     """The whole ``guider`` block. Immutable; ``properties/guider.yaml`` shows the same keys and defaults."""
+
+    block_name = "guider"
 
     variant: Literal["project", "released"] = Field(
         default="project",
@@ -134,31 +134,6 @@ class GuiderSettings(Settings):
         default="recbole",
         description="hidden at test. recbole: training and validation items; mmrec: training items only",
     )
-
-    @classmethod
-    def from_block(cls, block: Mapping[str, Any] | bool | None) -> GuiderSettings | None:
-        """The settings that a configuration's ``guider`` value stands for.
-
-        Args:
-            block: a mapping with any part of the keys (the others keep their defaults; a nested block that is
-                null counts as not given); True for all defaults; False or None for the plain model.
-
-        Returns:
-            The settings, or None for the plain model.
-
-        Raises:
-            GuiderError: a key that does not exist, a value of another type or out of range; the message names
-                the dotted key, the value and what is allowed.
-        """
-        if block is None or block is False:
-            return None
-        if block is True:
-            return cls()
-        if not isinstance(block, Mapping):
-            raise GuiderError(
-                f"guider is {block!r}: give true, false or a block of keys ({', '.join(cls.model_fields)})."
-            )
-        return validated(cls, block, "guider")
 
     def to_dict(self) -> dict[str, Any]:
         """All keys with their values as plain Python, nested like the block."""

@@ -13,9 +13,8 @@ from torch.nn.functional import normalize
 
 from recbole_guider.guider.calibration import CLEAN_PROBABILITY, IS_CLEAN
 from recbole_guider.guider.settings import DBPRSettings
-from recbole_guider.losses.dbpr import dbpr_loss, observed_probability, soft_negative
-from recbole_guider.models.base import SeededGenerators
-from recbole_guider.models.scoring import Factors, Scoring
+from recbole_guider.losses import dbpr_loss, observed_probability, soft_negative
+from recbole_guider.models import Factors, Scoring, SeededGenerators
 from recbole_guider.utils.batch_parts import of_rows, sum_of_parts, whole_batch
 from recbole_guider.utils.interactions import InteractionIndex
 

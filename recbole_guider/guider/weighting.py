@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from recbole_guider.guider.calibration import CLEAN_PROBABILITY
-from recbole_guider.models.base import Encoding, FactorisedRecommender
+from recbole_guider.models import Encoding, FactorisedRecommender
 from recbole_guider.utils.batch_parts import share_of_rows, whole_batch
 from recbole_guider.utils.interactions import InteractionIndex
 

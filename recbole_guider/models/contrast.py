@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recbole_guider.losses.dbpr import soft_negative_sum
+from recbole_guider.losses import soft_negative_sum
 
 
 def info_nce(

@@ -70,7 +70,8 @@ class ItemKNNCBF(GeneralRecommender):
         return 0.0 * self.unused
 
     def predict(self, interaction: Interaction) -> Tensor:
-        users, items = (np.array(interaction[field].cpu()) for field in (self.USER_ID, self.ITEM_ID))
+        # copies: scipy sets whether an index may be written to, which numpy refuses where torch owns the memory
+        users, items = (interaction[field].cpu().numpy().copy() for field in (self.USER_ID, self.ITEM_ID))
         scores = (self.interactions[users] @ self.similarity)[np.arange(len(users)), items]
         return torch.from_numpy(np.asarray(scores).ravel()).to(self.device)
 

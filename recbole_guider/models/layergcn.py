@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from recbole_guider.graph import SparseOperator
-from recbole_guider.losses.dbpr import l2_penalty
+from recbole_guider.losses import l2_penalty
 from recbole_guider.models.base import Encoding
 from recbole_guider.models.pruned import PrunedGraphRecommender
 from recbole_guider.utils.settings import Count, NonNegative, Settings, Share

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recbole_guider.graph import propagate_mean
-from recbole_guider.losses.dbpr import l2_penalty
+from recbole_guider.losses import l2_penalty
 from recbole_guider.models.base import Encoding
 from recbole_guider.models.content import ContentRecommender, presence, required_content
 from recbole_guider.models.pruned import PrunedGraphRecommender

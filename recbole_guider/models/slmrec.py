@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from recbole_guider.graph import bipartite_adjacency, propagate_mean
-from recbole_guider.losses.dbpr import soft_negative
+from recbole_guider.losses import soft_negative
 from recbole_guider.models.base import Encoding
 from recbole_guider.models.content import ContentRecommender, required_content
 from recbole_guider.models.contrast import info_nce

@@ -20,6 +20,7 @@ from recbole_guider.utils import distributed
 from recbole_guider.utils.atomic_io import write_whole
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.model_state import loaded_parameters, stored_parameters
+from recbole_guider.utils.plain import to_plain
 
 if TYPE_CHECKING:
     from recbole_guider.training.loop import Training  # it writes and reads its state here
@@ -28,28 +29,6 @@ if TYPE_CHECKING:
 _FREE = {"checkpoint_dir", "data_path", "epochs", "seed", "show_progress", "state", "device", "gpu_id", "use_gpu"}
 #: How many settings an error shows.
 _SHOWN = 3
-
-
-def plain(value: Any) -> Any:
-    """``value`` with numpy scalars and arrays, paths and tuples turned into what ``weights_only`` loading accepts.
-
-    Raises:
-        TypeError: something is neither plain data nor a tensor.
-    """
-    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
-        # np.float64 is a float and np.str_ a str, but neither loads with weights_only
-        return value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {plain(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [plain(entry) for entry in value]
-    raise TypeError(f"a {type(value).__name__} is not plain data: {value!r}")
 
 
 def save(state: Mapping[str, Any], file: str | Path) -> None:
@@ -188,6 +167,7 @@ def _is_there(best: Path, resumed: Path, state: Mapping[str, Any]) -> bool:
 
 def state_of(training: Training, epoch: int) -> dict[str, Any]:
     """What a checkpoint after ``epoch`` holds."""
+    plain = partial(to_plain, tensors=True)
     return {
         "config": training.config.to_plain(),
         "epoch": epoch,

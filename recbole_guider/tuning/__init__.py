@@ -1,8 +1,15 @@
 """Sweeps: many trainings at a time, on this machine or a cluster, through Ray Tune.
 
-``space.py`` says what is searched, ``samplers.py`` how, ``trial.py`` what one trial does in its worker,
-``shared_data.py`` where it gets its data from, ``sweep.py`` runs them all; ``journal.py``, ``tables.py``, ``winner.py``
-and ``report.py`` are what comes out.
+    space.py        what is searched; samplers.py: how
+    definition.py   a sweep as plain data
+    sweep.py        a sweep from its start, or its resumption, to its report
+    trial.py        what one trial does in its worker, for all its seeds in turns
+    shared_data.py  where it gets its data from
+    listener.py     what the driver does as trials report
+    ray_api.py      Ray Tune of both generations
+    journal.py      the sweep's own record
+    winner.py       the best configuration, and its one evaluation on test
+    tables.py, importance.py, report.py: what comes out
 """
 
 from __future__ import annotations

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from recbole_guider.quick_start import prepare_run, replay
-from recbole_guider.training.checkpoint import load, plain, save
+from recbole_guider.training.checkpoint import load, save
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.journal import FINISHED, TrialRecord
 from recbole_guider.tuning.shared_data import configuration, unpack
+from recbole_guider.utils.plain import to_plain
 from recbole_guider.utils.yaml_files import write_yaml
 
 
@@ -86,7 +87,7 @@ def _test_seed(
         training = prepared.training
     else:
         score, valid_result = training.fit(prepared.train_data, prepared.valid_data, verbose=False)
-    test_result = plain(dict(training.evaluate(prepared.test_data, load_best_model=True)))
+    test_result = to_plain(dict(training.evaluate(prepared.test_data, load_best_model=True)))
     state = load(training.saved_model_file)
     # whoever loads this model has no such folder
     state["config"].update(checkpoint_dir=settings.get("checkpoint_dir", "saved"))
@@ -94,7 +95,7 @@ def _test_seed(
     return {
         "test_result": test_result,
         "best_valid_score": float(score),
-        "best_valid_result": plain(dict(valid_result)) if valid_result else None,
+        "best_valid_result": to_plain(dict(valid_result)) if valid_result else None,
         "model": Path(training.saved_model_file).read_bytes(),
     }
 

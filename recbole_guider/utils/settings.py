@@ -1,10 +1,10 @@
-"""The guider and mirror_gradient blocks: every key with its type, its range, its default and its meaning."""
+"""The base of every block of settings, and what is said where a value is not what it must be."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -31,6 +31,41 @@ class Settings(BaseModel):
     """A block of settings: typed, immutable, without unknown keys. The base of every block of this package."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SwitchedSettings(Settings):
+    """A block that true stands for as well (all defaults), and false or null (off)."""
+
+    #: the block's key in a configuration
+    block_name: ClassVar[str]
+    #: the word for off that messages name
+    off: ClassVar[str] = "false"
+
+    @classmethod
+    def from_block(cls, block: Mapping[str, Any] | bool | None) -> Self | None:
+        """The settings that a configuration's value for this block stands for.
+
+        Args:
+            block: a mapping with any part of the keys (the others keep their defaults; a nested block that is null
+                counts as not given); True for all defaults; False or None for off.
+
+        Returns:
+            The settings; None: off.
+
+        Raises:
+            GuiderError: a key that does not exist, a value of another type or out of range; the message names the
+                dotted key, the value and what is allowed.
+        """
+        if block is None or block is False:
+            return None
+        if block is True:
+            return cls()
+        if not isinstance(block, Mapping):
+            raise GuiderError(
+                f"{cls.block_name} is {block!r}: give true, {cls.off} or a block of keys "
+                f"({', '.join(cls.model_fields)})."
+            )
+        return validated(cls, block, cls.block_name)
 
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)

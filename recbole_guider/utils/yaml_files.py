@@ -1,18 +1,17 @@
-"""Reading and writing YAML files of settings, and values as plain data."""
+"""Reading and writing YAML files of settings."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
-from enum import Enum
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.plain import to_plain
 
 
 class YamlLoader(yaml.SafeLoader):
@@ -101,42 +100,5 @@ def write_yaml(content: Mapping[str, Any], file: str | os.PathLike[str], header:
         header: comment lines for the top, without their ``#``.
     """
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
-    text = yaml.dump(_to_plain_lists(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(to_plain(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     Path(file).write_text(comment + text, encoding="utf-8")
-
-
-def _to_plain_lists(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {to_plain(key): _to_plain_lists(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain_lists(part) for part in value]
-    return to_plain(value)
-
-
-def to_plain(value: Any) -> Any:
-    """``value`` as None, bool, int, float, str, list, tuple and dict; sets become sorted lists, paths strings.
-
-    Raises:
-        TypeError: something in it has no such form.
-    """
-    if (
-        value is None
-        or isinstance(value, (bool, int, float, str))
-        and not isinstance(value, (np.generic, Enum))
-    ):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, PurePath):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {to_plain(key): to_plain(part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(to_plain(part) for part in value)
-    if isinstance(value, list):
-        return [to_plain(part) for part in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(to_plain(part) for part in value)
-    raise TypeError(type(value).__name__)
