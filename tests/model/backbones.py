@@ -48,6 +48,21 @@ def with_modalities(toy: dict[str, Any], *names: str) -> dict[str, Any]:
     return {**toy, "modalities": {name: known[name] for name in names}}
 
 
+def dense_adjacency(pairs: set[tuple[int, int]], n_users: int, n_items: int) -> torch.Tensor:
+    """The normalised graph of users and items, float64."""
+    adjacency = torch.zeros(n_users + n_items, n_users + n_items, dtype=torch.float64)
+    for user, item in pairs:
+        adjacency[user, n_users + item] = adjacency[n_users + item, user] = 1.0
+    scale = (adjacency.sum(1) + 1e-7) ** -0.5
+    return scale[:, None] * adjacency * scale[None, :]
+
+
+def pairs_of(dataset: Any) -> set[tuple[int, int]]:
+    """The users and items of a data set's interactions."""
+    users, items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
+    return set(zip(users.tolist(), items.tolist(), strict=True))
+
+
 def losses_of_training(model: Any, train: Any, steps: int = 25, learning_rate: float = 0.02) -> list[float]:
     """The loss before each of ``steps`` steps of Adam on one batch, the same random choices at every step."""
     model.train()
@@ -65,8 +80,8 @@ def losses_of_training(model: Any, train: Any, steps: int = 25, learning_rate: f
     return losses
 
 
-def scores_and_loss(model: Any, train: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of all real users for all real items, and the loss of a batch of training pairs."""
+def scores_and_loss(model: Any, train: Any) -> list[torch.Tensor]:
+    """Scores of all real users for all real items, the loss of a batch of training pairs, and what is multiplied."""
     users = Interaction({model.USER_ID: torch.arange(1, model.n_users)})
     pairs = train.dataset.inter_feat[torch.arange(32)]
     other = Interaction({model.NEG_ITEM_ID: pairs[model.ITEM_ID].roll(5)})
@@ -75,9 +90,10 @@ def scores_and_loss(model: Any, train: Any) -> tuple[torch.Tensor, torch.Tensor]
     model.eval()
     with torch.no_grad():
         scores = model.full_sort_predict(users).view(model.n_users - 1, -1)[:, 1:]
+        matrices = [matrix[1:] for matrix in model.embeddings()] if hasattr(model, "embeddings") else []
         loss = model.train().calculate_loss(pairs)
     model.load_state_dict(state)
-    return scores, loss
+    return [scores, loss, *matrices]
 
 
 def assert_padding_has_no_influence(model: Any, train: Any) -> None:
