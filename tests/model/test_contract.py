@@ -266,8 +266,8 @@ def test_a_state_brings_back_scores_and_the_next_losses(name: str, form: dict[st
     assert not torch.equal(users_of(other, users), users_of(model, users))
     other.load_state_dict(state["state_dict"])
     other.load_other_parameter(state["other_parameter"])
-    assert torch.equal(other.full_sort_predict(Interaction({model.USER_ID: users})).view(len(users), -1),
-                       users_of(model, users)), "what was scored before is forgotten"
+    loaded = other.full_sort_predict(Interaction({model.USER_ID: users})).view(len(users), -1)
+    assert torch.equal(loaded, users_of(model, users)), "what was scored before is forgotten"
     assert steps(other, batch, 2) == steps(model, batch, 2)
 
 
@@ -328,11 +328,15 @@ def test_items_without_any_content_stay_finite(name: str, form: dict[str, Any], 
 
 
 @backbones(lambda row: row.reads_content)
-def test_content_is_of_any_name_and_there_is_some(name: str, toy: dict[str, Any]) -> None:
+def test_a_modality_may_have_any_name(name: str, toy: dict[str, Any]) -> None:
     image, text = toy["modalities"].values()
     model, train = of(name, {**toy, "modalities": {"type": image, "a.b": text, "keys": image}}, {})
     assert torch.isfinite(model.train().calculate_loss(next(iter(train))))
     assert torch.isfinite(users_of(model, torch.arange(1, 9))).all()
+
+
+@backbones(lambda row: row.reads_content)
+def test_data_without_content_is_refused_in_a_sentence(name: str, toy: dict[str, Any]) -> None:
     with pytest.raises(GuiderError, match="has no content") as refused:
         of(name, {**toy, "modalities": None}, {})
     assert "\n" not in str(refused.value)
