@@ -16,7 +16,7 @@ from recbole_guider.utils.errors import GuiderError
 # Similarities closer than this are one value in float32, so the lower item id wins.
 _TIE = 4 * torch.finfo(torch.float32).eps
 # Bytes that one block of similarities may take when the caller names no block size.
-_BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 32 * 2**20
 
 
 def knn_graph(
@@ -65,7 +65,7 @@ def knn_graph(
         empty = torch.zeros(n + 1, dtype=torch.int64, device=device)
         return SparseOperator(empty, empty[:0], torch.zeros(0, device=device), (n, n))
     if block is None:
-        block = max(1, _BLOCK_BYTES // (4 * m))
+        block = max(1, BLOCK_BYTES // (4 * m))
 
     columns = torch.empty((m, k), dtype=torch.int64, device=device)
     weights = torch.ones((m, k), device=device)
@@ -124,7 +124,7 @@ def shrunk_cosine_graph(
     length = x.norm(dim=1)
     columns = torch.empty((m, k), dtype=torch.int64, device=device)
     values = torch.empty((m, k), device=device)
-    block = block or max(1, _BLOCK_BYTES // (4 * max(m, 1)))
+    block = block or max(1, BLOCK_BYTES // (4 * max(m, 1)))
     for start in range(0, m, block):
         stop = min(start + block, m)
         similarity = (x[start:stop] @ x.T).div_(torch.outer(length[start:stop], length).add_(shrink))
@@ -175,7 +175,7 @@ def agreeing_knn_graphs(
     # the mean of all cosines is the squared length of the mean unit row
     means = [unit.double().sum(0).square().sum() / max(int(there.sum()), 1) ** 2 for unit, there in modalities]
     if block is None:
-        block = max(1, _BLOCK_BYTES // (4 * n * len(modalities)))
+        block = max(1, BLOCK_BYTES // (4 * n * len(modalities)))
     rows: list[list[Tensor]] = [[] for _ in modalities]
     columns: list[list[Tensor]] = [[] for _ in modalities]
     for start in range(0, n, block):

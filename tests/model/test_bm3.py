@@ -5,16 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from backbones import (
-    assert_absent_rows_have_no_influence,
-    assert_padding_has_no_influence,
-    built,
-    losses_of_training,
-    with_modalities,
-)
+from backbones import built, with_modalities
 from reference import reference
 
 from recbole_guider.utils.errors import GuiderError
@@ -74,24 +67,6 @@ def test_targets_are_dropped_and_get_no_gradient(toy: dict[str, Any]) -> None:
     torch.testing.assert_close(found, model.item_embedding.weight.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_no_item_is_sampled(toy: dict[str, Any]) -> None:
-    model, train = built("BM3", toy)
-    batch = next(iter(train))
-    assert "neg_item_id" not in batch
-    assert torch.isfinite(model.train().calculate_loss(batch))
-
-
-@pytest.mark.parametrize("names", [("image",), ("text",), ("image", "text", "again")])
-def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], toy: dict[str, Any]) -> None:
-    losses = losses_of_training(*built("BM3", with_modalities(toy, *names)))
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_padding_and_missing_rows_have_no_influence(toy: dict[str, Any]) -> None:
-    assert_padding_has_no_influence(*built("BM3", toy))
-    assert_absent_rows_have_no_influence(*built("BM3", toy))
-
-
 def test_a_missing_row_costs_nothing(toy: dict[str, Any]) -> None:
     model, train = built("BM3", with_modalities(toy, "text"), dropout=0.0)
     present = model.content[0].present
@@ -104,12 +79,3 @@ def test_a_missing_row_costs_nothing(toy: dict[str, Any]) -> None:
 def test_dropout_is_a_share(toy: dict[str, Any]) -> None:
     with pytest.raises(GuiderError, match="dropout is 1.0"):
         built("BM3", toy, dropout=1.0)
-
-
-def test_content_stays_or_learns_as_asked(toy: dict[str, Any]) -> None:
-    for choice in (False, True):
-        model, train = built("BM3", toy, train_features=choice)
-        before = model.content[0].values.clone()
-        losses_of_training(model, train, steps=2)
-        assert torch.equal(before, model.content[0].values) is not choice
-    np.testing.assert_array_equal(model.content[0].present.numpy(), train.dataset.item_features["image"].present)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import assert_padding_has_no_influence, built, losses_of_training, with_modalities
+from backbones import built, with_modalities
 from reference import reference
 from torch.nn.functional import logsigmoid, normalize
 
@@ -135,16 +135,6 @@ def test_behaviour_links_what_shares_users(toy: dict[str, Any]) -> None:
     scale = (expected.sum(1) + 1e-7) ** -0.5
     expected = scale[:, None] * expected * scale
     torch.testing.assert_close(model.item_graphs[-1].to_dense(), expected)
-
-
-@pytest.mark.parametrize("names", [("image",), ("text",), ("image", "text", "again")])
-def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], toy: dict[str, Any]) -> None:
-    losses = losses_of_training(*built("DAMRS", with_modalities(toy, *names)))
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_padding_has_no_influence(toy: dict[str, Any]) -> None:
-    assert_padding_has_no_influence(*built("DAMRS", toy, **SETTINGS))
 
 
 def test_a_view_of_few_items_has_few_neighbours() -> None:

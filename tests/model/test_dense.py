@@ -34,7 +34,7 @@ class _Shapes(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_matrix_of_all_items_by_all_items(name: str, toy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", 4 * 5 * 41)
+    monkeypatch.setattr(neighbours, "BLOCK_BYTES", 4 * 5 * 41)
     monkeypatch.setattr(damrs, "_BLOCK_ENTRIES", 5 * 41)
     with _Shapes() as shapes:
         model, train = built(name, toy, train_batch_size=16, embedding_size=12)  # no size but the items' is theirs

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from backbones import built
 from reference import reference
-from test_models import built
 from torch.nn.functional import logsigmoid
 
 from recbole_guider.utils.errors import GuiderError
@@ -32,7 +32,7 @@ def test_agrees_with_its_reference_at_every_stage(tmp_path: Path) -> None:
 
 
 def test_the_worst_pairs_of_a_batch_count_less_and_less(toy: dict[str, Any]) -> None:
-    model, _, train = built("DGCN", toy, dropout=0.0, drop_rate=0.4, drop_iterations=5)
+    model, train = built("DGCN", toy, dropout=0.0, drop_rate=0.4, drop_iterations=5)
     batch = next(iter(train))
     with torch.no_grad():
         encoding = model.train().encode()
@@ -51,7 +51,7 @@ def test_the_worst_pairs_of_a_batch_count_less_and_less(toy: dict[str, Any]) -> 
 
 
 def test_the_count_of_batches_travels_with_the_state(toy: dict[str, Any]) -> None:
-    model, _, train = built("DGCN", toy, dropout=0.3)
+    model, train = built("DGCN", toy, dropout=0.3)
     model.train().calculate_loss(next(iter(train)))
     model.train().calculate_loss(next(iter(train)))
     other = built("DGCN", toy, dropout=0.3)[0]

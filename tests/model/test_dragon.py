@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import (
-    assert_absent_rows_have_no_influence,
-    assert_padding_has_no_influence,
-    built,
-    losses_of_training,
-    with_modalities,
-)
+from backbones import built, with_modalities
 from reference import reference
 from torch.nn.functional import normalize
 
@@ -81,17 +75,6 @@ def test_encoding_by_dense_algebra_where_content_is_missing(names: tuple[str, ..
     encoding = model.encode()
     torch.testing.assert_close(encoding.users, u + model.user_graph.to_dense() @ u)
     torch.testing.assert_close(encoding.items, v + item_graph @ item_graph @ v)
-
-
-@pytest.mark.parametrize("names", [("image",), ("text",), ("image", "text", "again")])
-def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], toy: dict[str, Any]) -> None:
-    losses = losses_of_training(*built("DRAGON", with_modalities(toy, *names)))
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_padding_and_missing_rows_have_no_influence(toy: dict[str, Any]) -> None:
-    assert_padding_has_no_influence(*built("DRAGON", toy, reg_weight=0.1))
-    assert_absent_rows_have_no_influence(*built("DRAGON", toy))
 
 
 def test_refuses_a_user_graph_without_neighbours(toy: dict[str, Any]) -> None:

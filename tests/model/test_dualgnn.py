@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backbones import (
-    assert_absent_rows_have_no_influence,
-    assert_padding_has_no_influence,
-    built,
-    losses_of_training,
-    with_modalities,
-)
+from backbones import built, with_modalities
 from reference import Reference, reference
 from torch.nn.functional import leaky_relu, normalize
 
@@ -77,17 +71,6 @@ def test_is_the_paper_s_formula(toy: dict[str, Any]) -> None:
 def test_users_begin_with_weights_that_sum_to_one(toy: dict[str, Any]) -> None:
     model, _ = built("DualGNN", toy)
     torch.testing.assert_close(model.modality_weight.sum(1), torch.ones(model.n_users))
-
-
-@pytest.mark.parametrize("names", [("image",), ("text",), ("image", "text", "again")])
-def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], toy: dict[str, Any]) -> None:
-    losses = losses_of_training(*built("DualGNN", with_modalities(toy, *names), reg_weight=0.001))
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_padding_and_missing_rows_have_no_influence(toy: dict[str, Any]) -> None:
-    assert_padding_has_no_influence(*built("DualGNN", toy))
-    assert_absent_rows_have_no_influence(*built("DualGNN", toy))
 
 
 def test_settings_that_cannot_be(toy: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbones import built, pairs_of
 from recbole.data.interaction import Interaction
 from reference import reference
-from test_models import built, pairs_of
 
 from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.utils.errors import GuiderError
@@ -25,7 +25,7 @@ def test_agrees_with_its_reference(tmp_path: Path) -> None:
 def test_scores_against_a_loop(modalities: list[str], toy: dict[str, Any]) -> None:
     blocks = {**toy["modalities"], "more": toy["modalities"]["text"]}
     settings = {**toy, "modalities": {name: blocks[name] for name in modalities}}
-    model, _, train = built("ItemKNNCBF", settings, knn_k=3, shrink=2.0)
+    model, train = built("ItemKNNCBF", settings, knn_k=3, shrink=2.0)
     features = train.dataset.item_features
     n_items = model.n_items
     rows = []
@@ -72,7 +72,7 @@ def test_it_cannot_be_denoised(toy: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"knn_k": 0}, "knn_k is 0"), ({"shrink": -1}, "shrink is -1"), ({"modalities": None}, "has no content")],
+    [({"knn_k": 0}, "knn_k is 0"), ({"shrink": -1}, "shrink is -1")],
 )
 def test_refuses_what_it_cannot_use(changes: dict[str, Any], message: str, toy: dict[str, Any]) -> None:
     with pytest.raises(GuiderError, match=message):

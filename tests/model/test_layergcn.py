@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from backbones import built, dense_adjacency, pairs_of
 from reference import reference
-from test_models import built, dense_adjacency, pairs_of
 
 from recbole_guider.utils.errors import GuiderError
 
@@ -29,7 +29,7 @@ def test_agrees_with_its_reference(tmp_path: Path) -> None:
 
 
 def test_is_its_formulas(toy: dict[str, Any]) -> None:
-    model, _, train = built("LayerGCN", toy, n_layers=2, dropout=0.0)
+    model, train = built("LayerGCN", toy, n_layers=2, dropout=0.0)
     adjacency = dense_adjacency(pairs_of(train.dataset), model.n_users, model.n_items)
     ego = torch.cat([model.user_embedding.weight, model.item_embedding.weight]).detach().double()
     layer, total = ego, torch.zeros_like(ego)
@@ -47,7 +47,7 @@ def test_is_its_formulas(toy: dict[str, Any]) -> None:
 
 
 def test_the_loss_is_the_sum_over_the_batch_and_its_parts_are_means(toy: dict[str, Any]) -> None:
-    model, _, train = built("LayerGCN", toy, dropout=0.0, reg_weight=0.5)
+    model, train = built("LayerGCN", toy, dropout=0.0, reg_weight=0.5)
     batch = next(iter(train))
     whole = model.calculate_loss(batch)
     rows = [batch[:1], batch[1:40], batch[40:]]
@@ -64,7 +64,7 @@ def without_negatives(batch: Any) -> Any:
 
 
 def test_prunes_by_degree_and_at_random_by_turns(toy: dict[str, Any]) -> None:
-    model, _, train = built("LayerGCN", toy, dropout=0.3, pruning="mixed")
+    model, train = built("LayerGCN", toy, dropout=0.3, pruning="mixed")
     by_degree = built("LayerGCN", toy, dropout=0.3, pruning="degree")[0]
     graphs, degree_graphs = [], []
     for _ in range(4):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbones import built, dense_adjacency, pairs_of
 from reference import reference
-from test_models import built, dense_adjacency, pairs_of
 from torch.nn.functional import normalize
 
 from recbole_guider.utils.errors import GuiderError
@@ -59,7 +59,7 @@ def test_is_its_formulas_for_any_number_of_modalities_and_missing_rows(
     fusion: str, weighting: str, count: int, toy: dict[str, Any]
 ) -> None:
     settings = {"fusion_mode": fusion, "weighting": weighting, "n_ui_layers": 1, "dropout": 0.0}
-    model, _, train = built("MMGCF", with_modalities(toy, count), **settings)
+    model, train = built("MMGCF", with_modalities(toy, count), **settings)
     features = train.dataset.item_features
     assert not all(part.present[1:].all() for part in features.values())
     adjacency = dense_adjacency(pairs_of(train.dataset), model.n_users, model.n_items).float()
@@ -99,27 +99,9 @@ def test_is_its_formulas_for_any_number_of_modalities_and_missing_rows(
     torch.testing.assert_close(got_items, torch.stack(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_the_padding_row_and_what_fills_missing_rows_have_no_influence(toy: dict[str, Any]) -> None:
-    for fusion, weighting in FORMS:
-        model, _, train = built("MMGCF", toy, fusion_mode=fusion, weighting=weighting, dropout=0.0)
-        batch = next(iter(train))
-        model.eval()
-        before, loss = model.embeddings(), model.calculate_loss(batch)
-        with torch.no_grad():
-            model.user_embedding.weight[0] += 7.0
-            model.item_embedding.weight[0] += 7.0
-            for content in model.content:
-                content.values[~content.present] += 3.0
-        after = model.embeddings()
-        for old, new in zip(before, after, strict=True):
-            assert torch.equal(old[1:], new[1:])
-        assert torch.equal(loss, model.calculate_loss(batch))
-
-
-def test_content_is_not_trained_and_pruning_is_freedoms(toy: dict[str, Any]) -> None:
+def test_pruning_is_freedoms(toy: dict[str, Any]) -> None:
     model = built("MMGCF", toy, dropout=0.5)[0]
     freedom = built("FREEDOM", toy, dropout=0.5)[0]
-    assert not any(name.startswith("content.") for name in model.state_dict())
     for _ in range(2):
         assert torch.equal(model.train().training_graph().to_dense(), freedom.train().training_graph().to_dense())
 
@@ -131,7 +113,6 @@ def test_content_is_not_trained_and_pruning_is_freedoms(toy: dict[str, Any]) -> 
         ({"weighting": "heavy"}, "weighting is 'heavy'"),
         ({"feat_embed_dim": 5}, "feat_embed_dim is 5 and embedding_size 16"),
         ({"dropout": -0.1}, "dropout is -0.1"),
-        ({"modalities": None}, "has no content"),
     ],
 )
 def test_refuses_what_it_cannot_use(changes: dict[str, Any], message: str, toy: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbones import built, dense_adjacency, pairs_of
 from calibrated import all_clean
 from recbole.model.general_recommender import LightGCN
 from recbole.trainer import Trainer
@@ -21,28 +22,6 @@ from recbole_guider.models.fast_lightgcn import FastLightGCN
 from recbole_guider.models.freedom import FREEDOM
 from recbole_guider.quick_start import prepare_run
 from recbole_guider.utils.errors import GuiderError
-
-
-def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any, Any]:
-    """A model of a configuration, its configuration and its training loader."""
-    config = GuiderConfig(model, "toy", config_dict={**toy, **changes}, command_line=[])
-    init_seed(config["seed"], True)
-    train, _, _ = prepare_data(config, build_dataset(config))
-    init_seed(config["seed"], True)
-    return config.model_class(config, train.dataset), config, train
-
-
-def dense_adjacency(pairs: set[tuple[int, int]], n_users: int, n_items: int) -> torch.Tensor:
-    adjacency = torch.zeros(n_users + n_items, n_users + n_items, dtype=torch.float64)
-    for user, item in pairs:
-        adjacency[user, n_users + item] = adjacency[n_users + item, user] = 1.0
-    scale = (adjacency.sum(1) + 1e-7) ** -0.5
-    return scale[:, None] * adjacency * scale[None, :]
-
-
-def pairs_of(dataset: Any) -> set[tuple[int, int]]:
-    users, items = dataset.inter_feat[dataset.uid_field], dataset.inter_feat[dataset.iid_field]
-    return set(zip(users.tolist(), items.tolist(), strict=True))
 
 
 def test_fast_lightgcn_is_recboles_lightgcn(toy: dict[str, Any]) -> None:
@@ -68,7 +47,7 @@ def test_fast_lightgcn_is_recboles_lightgcn(toy: dict[str, Any]) -> None:
 
 
 def test_freedom_is_its_formulas(toy: dict[str, Any]) -> None:
-    model, config, train = built("FREEDOM", toy, knn_k=4, dropout=0.0, reg_weight=0.1)
+    model, train = built("FREEDOM", toy, knn_k=4, dropout=0.0, reg_weight=0.1)
     dataset = train.dataset
     n_users, n_items = model.n_users, model.n_items
     content = torch.zeros(n_items, n_items, dtype=torch.float64)
@@ -109,7 +88,7 @@ def test_freedom_is_its_formulas(toy: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("model", ["FREEDOM", "VBPR", "GUIDER_FREEDOM"])
 def test_other_parameters_are_scored_by_themselves(model: str, toy: dict[str, Any]) -> None:
-    network, _, train = built(model, toy)
+    network, train = built(model, toy)
     users = next(iter(train))[:4]
     first = network.eval().full_sort_predict(users)
     network.load_state_dict({**network.state_dict(), **{name: p.flip(0) for name, p in network.named_parameters()}})
@@ -148,7 +127,7 @@ def test_dynamic_negative_sampling_ends_no_epoch(
 
 
 def test_freedom_prunes_once_an_epoch_and_evaluates_on_all_edges(toy: dict[str, Any]) -> None:
-    model, _, train = built("FREEDOM", toy, dropout=0.5)
+    model, train = built("FREEDOM", toy, dropout=0.5)
     graphs = []
     for _ in range(3):
         model.train()
@@ -170,25 +149,11 @@ def test_freedom_prunes_once_an_epoch_and_evaluates_on_all_edges(toy: dict[str, 
     [
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"modality_weights": {"image": 1.0}}, "one weight >= 0"),
-        ({"modalities": None}, "has no content"),
     ],
 )
 def test_freedom_refuses_what_it_cannot_use(changes: dict[str, Any], message: str, toy: dict[str, Any]) -> None:
     with pytest.raises(GuiderError, match=message):
         built("FREEDOM", toy, **changes)
-
-
-def test_freedoms_features_are_parameters_when_asked(toy: dict[str, Any]) -> None:
-    frozen, trained = (built("FREEDOM", toy, train_features=choice)[0] for choice in (False, True))
-    assert "content.0.values" in dict(trained.named_parameters())
-    assert "content.0.values" not in dict(frozen.named_parameters()) and "content.0.values" not in frozen.state_dict()
-
-
-@pytest.mark.parametrize("name", ["FREEDOM", "MMGCF"])
-def test_a_modality_may_have_any_name(name: str, toy: dict[str, Any]) -> None:
-    image, text = toy["modalities"].values()
-    model, _, train = built(name, {**toy, "modalities": {"type": image, "a.b": text, "keys": image}})
-    assert torch.isfinite(torch.as_tensor(model.calculate_loss(next(iter(train)))))
 
 
 def test_the_student_starts_where_the_plain_model_starts(toy: dict[str, Any]) -> None:
@@ -199,7 +164,6 @@ def test_the_student_starts_where_the_plain_model_starts(toy: dict[str, Any]) ->
             assert torch.equal(value, student[name]), name
 
 
-
 @pytest.mark.parametrize("form", ["softmax", "pairwise"])
 @pytest.mark.parametrize("own_as", ["ignore", "negative"])
 @pytest.mark.parametrize(("gamma", "robustness"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5), (0.3, 0.5)])
@@ -208,7 +172,7 @@ def test_the_teachers_loss_against_a_loop(
 ) -> None:
     choices = {"own_as": own_as, "robustness": robustness}
     block = {"dbpr": {"form": form, "eta": 0.0, "gamma": gamma, "negatives": 16, **choices}}
-    model, _, train = built("GUIDER_FREEDOM", toy, guider=block)
+    model, train = built("GUIDER_FREEDOM", toy, guider=block)
     dataset = train.dataset
     probability = torch.rand(len(dataset.inter_feat), generator=torch.Generator().manual_seed(1))
     attach(dataset, probability, probability >= 0.5)
@@ -254,7 +218,7 @@ def test_the_teachers_loss_against_a_loop(
 def test_eta_compares_true_and_false_items_of_the_same_user(toy: dict[str, Any]) -> None:
     losses = []
     for eta in (0.0, 1.0):
-        model, _, train = built("GUIDER_FREEDOM", toy, guider={"dbpr": {"eta": eta, "negatives": 8}})
+        model, train = built("GUIDER_FREEDOM", toy, guider={"dbpr": {"eta": eta, "negatives": 8}})
         dataset = train.dataset
         probability = torch.ones(len(dataset.inter_feat))
         probability[::3] = 0.2
@@ -284,7 +248,7 @@ def test_eta_compares_true_and_false_items_of_the_same_user(toy: dict[str, Any])
 
 def test_distillation_moves_the_student_towards_its_teacher(toy: dict[str, Any]) -> None:
     block = {"dbpr": {"eta": 0.0}, "distillation": {"interval": 1}}
-    model, _, train = built("GUIDER_FREEDOM", toy, guider=block)
+    model, train = built("GUIDER_FREEDOM", toy, guider=block)
     attach(train.dataset, *all_clean(train.dataset))
     model.train()
     model.begin_student_pass()
@@ -304,7 +268,7 @@ def test_distillation_moves_the_student_towards_its_teacher(toy: dict[str, Any])
 def test_distilling_every_other_batch_weighs_double(toy: dict[str, Any]) -> None:
     found = {}
     for interval in (1, 2):
-        model, _, train = built("GUIDER_FREEDOM", toy, guider={"distillation": {"interval": interval, "users": 999}})
+        model, train = built("GUIDER_FREEDOM", toy, guider={"distillation": {"interval": interval, "users": 999}})
         attach(train.dataset, *all_clean(train.dataset))
         model.train()
         model.begin_student_pass()

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from backbones import assert_padding_has_no_influence, built, losses_of_training
+from backbones import built
 from reference import reference
 from torch.nn.functional import cosine_similarity
 
@@ -114,21 +114,12 @@ def test_history_is_what_a_row_last_was(toy: dict[str, Any]) -> None:
 
 
 def test_evaluation_takes_the_whole_graph(toy: dict[str, Any]) -> None:
-    model, train = built("SelfCF", toy)
+    model, _ = built("SelfCF", toy)
     model.eval()
     once, again = model.encode(), model.encode()
     assert torch.equal(once.users, again.users) and torch.equal(once.items, again.items)
     model.train()
     assert not torch.equal(model.encode().users, model.encode().users)
-    assert "neg_item_id" not in next(iter(train))
-
-
-@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
-def test_loss_falls_and_padding_has_no_influence(augmentation: str, toy: dict[str, Any]) -> None:
-    settings = {key: value for key, value in toy.items() if key != "modalities"}  # it reads no content
-    losses = losses_of_training(*built("SelfCF", settings, augmentation=augmentation, graph_dropout=0.3))
-    assert losses[-1] < losses[0] - 0.3
-    assert_padding_has_no_influence(*built("SelfCF", settings, augmentation=augmentation, graph_dropout=0.0))
 
 
 def test_wrong_settings_are_named(toy: dict[str, Any]) -> None:

@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import (
-    assert_absent_rows_have_no_influence,
-    assert_padding_has_no_influence,
-    built,
-    losses_of_training,
-    with_modalities,
-)
+from backbones import built, with_modalities
 from reference import reference
 from torch.nn.functional import cross_entropy, normalize
 
@@ -112,26 +106,6 @@ def test_fine_and_coarse_compares_what_there_is(toy: dict[str, Any]) -> None:
             expected = expected + cross_entropy(logits, torch.arange(len(there)))
         assert joint.shape[1] == 8
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
-
-
-def test_no_item_is_sampled(toy: dict[str, Any]) -> None:
-    model, train = built("SLMRec", toy)
-    batch = next(iter(train))
-    assert "neg_item_id" not in batch
-    assert torch.isfinite(model.train().calculate_loss(batch))
-
-
-@pytest.mark.parametrize("task", ["FAC", "FD", "FM", "FD+FM"])
-@pytest.mark.parametrize("names", [("image",), ("text",), ("image", "text", "again")])
-def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], task: str, toy: dict[str, Any]) -> None:
-    losses = losses_of_training(*built("SLMRec", with_modalities(toy, *names), ssl_task=task))
-    assert losses[-1] < 0.8 * losses[0]
-
-
-@pytest.mark.parametrize("task", ["FAC", "FD+FM"])
-def test_padding_and_missing_rows_have_no_influence(task: str, toy: dict[str, Any]) -> None:
-    assert_padding_has_no_influence(*built("SLMRec", toy, ssl_task=task))
-    assert_absent_rows_have_no_influence(*built("SLMRec", toy, ssl_task=task))
 
 
 def test_settings_that_cannot_be(toy: dict[str, Any]) -> None:

@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backbones import (
-    assert_absent_rows_have_no_influence,
-    assert_padding_has_no_influence,
-    built,
-    losses_of_training,
-    with_modalities,
-)
+from backbones import built, with_modalities
 from reference import reference
 
 from recbole_guider.utils.errors import GuiderError
@@ -106,25 +100,12 @@ def test_preferences_are_dropped_in_training_only(toy: dict[str, Any]) -> None:
     assert not torch.equal(model.encode().users, model.encode().users)
 
 
-@pytest.mark.parametrize("names", [("image",), ("text",), ("image", "text", "again")])
-def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], toy: dict[str, Any]) -> None:
-    losses = losses_of_training(*built("SMORE", with_modalities(toy, *names)))
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_padding_and_missing_rows_have_no_influence(toy: dict[str, Any]) -> None:
-    assert_padding_has_no_influence(*built("SMORE", toy, **SETTINGS))
-    assert_absent_rows_have_no_influence(*built("SMORE", toy, **SETTINGS))
-
-
 def test_an_item_without_content_is_what_behaviour_says(toy: dict[str, Any]) -> None:
-    model, train = built("SMORE", with_modalities(toy, "text"), **SETTINGS)
+    model, _ = built("SMORE", with_modalities(toy, "text"), **SETTINGS)
     encoding = model.encode()
     absent = torch.nonzero(~model.content[0].present).squeeze(1)
     assert len(absent) > 1
     assert torch.equal(encoding.items[absent], encoding.parts["behaviour"][model.n_users :][absent])
-    model.calculate_loss(next(iter(train))).backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from backbones import assert_padding_has_no_influence, built, losses_of_training, with_modalities
+from backbones import built
 from recbole.data.interaction import Interaction
 from reference import reference
 
@@ -63,29 +62,6 @@ def test_biases_are_the_papers(toy: dict[str, Any]) -> None:
     norms = sum(np.linalg.norm(rows) for rows in (p[columns[0]], items[columns[1]], items[columns[2]]))
     expected = (rank + 0.1 * norms) / len(batch)
     np.testing.assert_allclose(model.train().calculate_loss(batch).item(), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("names", [("image",), ("text",), ("image", "text", "again")])
-@pytest.mark.parametrize("item_bias", [False, True])
-def test_loss_falls_for_any_number_of_modalities(names: tuple[str, ...], item_bias: bool, toy: dict[str, Any]) -> None:
-    losses = losses_of_training(*built("VBPR", with_modalities(toy, *names), item_bias=item_bias, train_features=True))
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_padding_has_no_influence(toy: dict[str, Any]) -> None:
-    assert_padding_has_no_influence(*built("VBPR", toy, item_bias=True, train_features=True))
-
-
-def test_a_batch_alone_gives_the_loss_of_whole_matrices(toy: dict[str, Any]) -> None:
-    model, train = built("VBPR", toy, item_bias=True, train_features=True, reg_weight=0.1)
-    batch = next(iter(train))
-    torch.testing.assert_close(model.calculate_loss(batch), model.loss(model.encode(), batch))
-
-
-def test_frozen_content_is_not_saved(toy: dict[str, Any]) -> None:
-    frozen, trained = (built("VBPR", toy, train_features=choice)[0] for choice in (False, True))
-    assert "content" in dict(trained.named_parameters())
-    assert "content" not in dict(frozen.named_parameters()) and "content" not in frozen.state_dict()
 
 
 def test_missing_rows_count_as_the_mean(toy: dict[str, Any]) -> None:
