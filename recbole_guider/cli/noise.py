@@ -44,7 +44,8 @@ def run(
 
 
 def _chosen_for_guider(dataset: str) -> dict[str, Any]:
-    """The guider block that the package has for a data set, but for what a copy has in it or says itself."""
+    """The guider block that the package has for a data set. Noise and mask, which a copy has in it or says itself, are
+    no part of the block once it is merged.
+    """
     file = dataset_configs_dir() / f"{dataset}.yaml"
-    block = merge({}, read_yaml(file)).get("guider") if file.is_file() else None
-    return {key: value for key, value in (block or {}).items() if key not in ("noise", "eval_mask")}
+    return (merge({}, read_yaml(file)).get("guider") if file.is_file() else None) or {}

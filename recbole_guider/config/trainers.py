@@ -9,6 +9,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_trainer
 
 from recbole_guider.config.registry import PREFIX
+from recbole_guider.config.resolution import refuse_processes
 from recbole_guider.denoising.training import DenoisingTraining
 from recbole_guider.training.checkpoint import PlainCheckpoints
 from recbole_guider.training.parallel.trainer import ParallelTraining, require_dealable, require_exact
@@ -47,10 +48,7 @@ def trainer_of(model_type: Any, name: str) -> type:
         GuiderError: this is one of several processes.
     """
     if is_parallel():
-        raise GuiderError(
-            f"RecBole's own functions seed every process differently, so {name} would not train as in one process: "
-            f"start several with recbole-guider run --nproc, or recbole_guider.quick_start.run."
-        )
+        refuse_processes(name)
     return _trainer(model_type, name.removeprefix(PREFIX), name.startswith(PREFIX))
 
 

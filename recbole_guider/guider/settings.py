@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from recbole_guider.amsc.settings import CalibrationSettings
-from recbole_guider.data.settings import NoiseSettings
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.settings import NonNegative, Positive, Settings, UnitInterval, validated
 
@@ -128,11 +127,6 @@ class GuiderSettings(Settings):
     )
     schedule: Literal["in_sync", "pretrained"] = Field(
         default="in_sync", description="in_sync: teacher and student in every epoch; pretrained: the teacher first"
-    )
-    noise: NoiseSettings = NoiseSettings()
-    eval_mask: Literal["recbole", "mmrec"] = Field(
-        default="recbole",
-        description="hidden at test. recbole: training and validation items; mmrec: training items only",
     )
 
     @classmethod
