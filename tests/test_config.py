@@ -489,6 +489,16 @@ def test_keys_that_nothing_reads_give_one_warning(tmp_path, caplog):
     ]
 
 
+def test_the_first_of_several_processes_gives_the_warning(caplog):
+    for rank in (1, 0):
+        warn_once.cache_clear()
+        processes = {"local_rank": 0, "world_size": 2, "nproc": 1, "ip": "localhost", "port": 1, "offset": rank}
+        config = make("--use_gpu=False", something=1, **processes)
+        assert (config.process.rank, config["state"]) == (rank, "error" if rank else "INFO")
+        assert bool(caplog.records) is (rank == 0)
+    assert make("--use_gpu=False").process is None
+
+
 def test_a_parameter_of_other_models_is_one_that_nothing_reads_where_it_is_typed(caplog):
     warn_once.cache_clear()
     make("--n_layers=9", mlp_hidden_size=[3])
@@ -841,8 +851,15 @@ def test_a_number_called_noise_is_a_parameter_of_somebodys_model():
     for settings, ours in (
         ({"noise": 0.1}, False), ({"denoising": True}, False),
         ({"noise": {"deleted": 0.1}}, True), ({"denoising": "x"}, True),
+        ({"guider": {"noise": {"deleted": 0.1}}}, True),
     ):
         assert is_our_run("BPR", "toy", None, settings) is ours
+
+
+def test_noise_in_a_block_that_is_switched_off_is_ours(tmp_path):
+    file = write(tmp_path / "a.yaml", "guider: {noise: {deleted: 0.1}}\n")
+    assert is_our_run("BPR", "toy", [file], {"guider": False})
+    assert not is_our_run("BPR", "toy", [write(tmp_path / "b.yaml", "guider: {teacher: BPR}\n")], {"guider": False})
 
 
 def test_what_a_backbone_has_by_default_is_not_its_teachers():

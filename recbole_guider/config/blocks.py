@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from recbole_guider.config.registry import PREFIX, check_trainable, get_model_class
@@ -19,7 +20,8 @@ def complete_blocks(
     final: dict[str, Any], guider_on: bool, denoising: DenoisingSettings | None
 ) -> GuiderSettings | None:
     """Check ``guider``, ``noise``, ``eval_mask`` and ``mirror_gradient`` of the merged settings ``final``, and write
-    them out in full there. Where GUIDER is on, its block shows ``noise`` and ``eval_mask`` as well.
+    them out in full there. Where GUIDER is on, its block shows ``noise`` and ``eval_mask`` as well. A modality that
+    is null or false is none.
 
     Returns:
         The settings of the guider block; None for a plain model.
@@ -36,6 +38,9 @@ def complete_blocks(
         assert settings is not None  # neither None nor False
         final["guider"] = {**settings.to_dict(), "noise": final["noise"], "eval_mask": final["eval_mask"]}
         _check_teacher(settings)
+    if isinstance(final["modalities"], Mapping):
+        modalities = final["modalities"].items()
+        final["modalities"] = {name: block for name, block in modalities if block is not None and block is not False}
     mirror_gradient = MirrorGradientSettings.from_block(final["mirror_gradient"])
     final["mirror_gradient"] = None if mirror_gradient is None else mirror_gradient.model_dump()
     return settings

@@ -31,9 +31,9 @@ def device_request(final: Mapping[str, Any]) -> str:
     return request
 
 
-def stored_request(request: str) -> str:
+def stored_request(request: Any) -> Any:
     """What a stored ``device`` means on this machine: ``auto``, where it is a CUDA device that is not here."""
-    if not request.startswith("cuda"):
+    if not str(request).startswith("cuda"):
         return request
     index = int(request.partition(":")[2] or 0)
     return request if torch.cuda.is_available() and index < torch.cuda.device_count() else "auto"

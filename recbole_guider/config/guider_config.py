@@ -86,8 +86,6 @@ class GuiderConfig(Config):
     parameters: dict[str, list[str]]
     internal_config_dict: dict[str, Any]
     final_config_dict: dict[str, Any]
-    file_config_dict: dict[str, Any]
-    variable_config_dict: dict[str, Any]
     cmd_config_dict: dict[str, Any]
 
     def __init__(
@@ -180,10 +178,6 @@ class GuiderConfig(Config):
     def _get_final_config_dict(self) -> dict[str, Any]:
         # not onto external_config_dict: a dotted key sets an entry of a default
         final = merge_all(self._sources, {**self.internal_config_dict, **self._stored})
-        if isinstance(final["modalities"], Mapping):
-            final["modalities"] = {
-                name: block for name, block in final["modalities"].items() if block is not None and block is not False
-            }
         backbone = final["backbone"] = self.backbone_class.__name__
         final["import"] = list(dict.fromkeys(self._imports)) or None
         given = {**self.variable_config_dict, **self.cmd_config_dict}
@@ -203,10 +197,9 @@ class GuiderConfig(Config):
         return final
 
     def _set_default_parameters(self) -> None:
-        final = self.final_config_dict
-        self._requested = {
-            "data_path": final["data_path"], "device": device_request(final), "use_gpu": final["use_gpu"]
-        }
+        #: what a checkpoint stores where RecBole, or the choice of the device, replaces what was asked for
+        self._asked = {key: self.final_config_dict[key] for key in ("data_path", "use_gpu")}
+        self._asked["device"] = device_request(self.final_config_dict)
         with recboles_errors():
             super()._set_default_parameters()
 
@@ -248,7 +241,7 @@ class GuiderConfig(Config):
         """
         plain: dict[str, Any] = {}
         final = dict(self.final_config_dict)
-        final.update(self._requested)
+        final.update(self._asked)
         if final["train_neg_sample_args"]["distribution"] == "none":
             final["train_neg_sample_args"] = None  # RecBole does not read its own form of it
         for key, value in final.items():
@@ -264,14 +257,9 @@ class GuiderConfig(Config):
 
     @classmethod
     def from_plain(
-        cls,
-        plain: Mapping[str, Any],
-        overrides: Mapping[str, Any] | None = None,
-        *,
-        model: type | None = None,
+        cls, plain: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, model: type | None = None
     ) -> GuiderConfig:
-        """The configuration that :meth:`to_plain` described, without reading the command line or any user's
-        file.
+        """The configuration that :meth:`to_plain` described, without reading the command line or any user's file.
 
         Args:
             plain: what :meth:`to_plain` gave.
