@@ -161,6 +161,7 @@ def _run_process(
 
 def _run(config: GuiderConfig, saved: bool, verbose: bool = True) -> dict[str, Any]:
     start = time()
+    distributed.join(config.process)
     verbose = verbose and distributed.is_main()
     check_outputs(config)
     resume = config["resume"]
@@ -375,6 +376,7 @@ def load_data_and_model(
     """
     checkpoint = load(os.fspath(model_file))
     config = GuiderConfig.from_plain(checkpoint["config"], overrides=dict(config_dict or {}), model=model)
+    distributed.join(config.process)
     network, dataset, *loaders = _prepare_model(config)
     load_model(network, checkpoint)
     network.eval()

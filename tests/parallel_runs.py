@@ -29,6 +29,7 @@ def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
 
     stop_after = case.get("stop_after")
     config = GuiderConfig(config_dict={**case["settings"], **process}, command_line=[])
+    distributed.join(config.process)
     trainer, train_data, valid, test = prepare_run(config)
     if config["resume"]:
         trainer.resume_checkpoint(config["resume"])
@@ -67,7 +68,7 @@ def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
 def meet(process: dict[str, Any]) -> int:
     """Join, and return the sum of all ranks + 1."""
     rank = process["local_rank"] + process["offset"]
-    distributed.join("gloo", rank, process["world_size"], "")
+    distributed.join(distributed.Process("gloo", rank, process["world_size"], ""))
     total = torch.tensor([rank + 1])
     distributed.sum_over([total])
     return int(total)

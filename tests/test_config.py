@@ -16,16 +16,18 @@ import torch
 from recbole.config import Config
 from recbole.model.general_recommender import BPR, LightGCN
 
-import recbole_guider.config.guider_config as config_module
 from recbole_guider.cli.main import main
-from recbole_guider.config.guider_config import GuiderConfig, is_our_run
-from recbole_guider.config.merging import merge, parse_value
+from recbole_guider.config import device
+from recbole_guider.config.guider_config import GuiderConfig
+from recbole_guider.config.merging import merge, merge_all, parse_value
 from recbole_guider.config.registry import list_models, register_model
-from recbole_guider.config.validation import check_values, model_properties
+from recbole_guider.config.validation import check_values, model_defaults
 from recbole_guider.data.settings import NoiseSettings
 from recbole_guider.guider.model import Guider
 from recbole_guider.guider.settings import GuiderSettings
+from recbole_guider.integration.ours import is_our_run
 from recbole_guider.models.freedom import FREEDOM
+from recbole_guider.utils import distributed
 from recbole_guider.utils.arguments import run_command, split_files
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.paths import user_path
@@ -37,6 +39,8 @@ from recbole_guider.utils.yaml_files import read_yaml
 #: What this package adds to RecBole's entries.
 OURS = {"guider", "denoising", "backbone", "modalities", "backend", "eval_memory_mb", "eval_mask", "noise", "import"}
 OURS |= {"mirror_gradient"}
+#: What a guider block shows of settings that are not its own, by default.
+NO_EXPERIMENT = {"noise": NoiseSettings().model_dump(), "eval_mask": "recbole"}
 
 
 def make(*command_line: str, model="FREEDOM", dataset="toy", files=None, **config_dict) -> GuiderConfig:
@@ -155,7 +159,7 @@ def test_the_block_merges_over_all_sources(tmp_path):
     expected = GuiderSettings().to_dict()
     expected["schedule"] = "pretrained"
     expected["dbpr"].update(eta=0.3, gamma=0.4, negatives=9, temperature=0.5)
-    assert config["guider"] == expected
+    assert config["guider"] == {**expected, **NO_EXPERIMENT}
     assert config.guider_settings == GuiderSettings.from_block(expected)
 
 
@@ -211,6 +215,35 @@ def test_merging(sources, expected):
 
 
 @pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ([{"guider": {"noise": {"seed": 1}, "a": 1}}], {"guider": {"a": 1}, "noise": {"seed": 1}}),
+        ([{"guider.noise.seed": 1, "guider.eval_mask": "mmrec"}],
+         {"guider": {}, "noise": {"seed": 1}, "eval_mask": "mmrec"}),
+        # within a source the block wins, whatever comes first
+        ([{"guider": {"eval_mask": "mmrec"}, "eval_mask": "recbole"}], {"guider": {}, "eval_mask": "mmrec"}),
+        ([{"guider.noise.seed": 1, "noise.seed": 2, "noise": {"seed": 3, "deleted": 0.1}}],
+         {"guider": {}, "noise": {"seed": 1, "deleted": 0.1}}),
+        # between sources the later one
+        ([{"guider": {"noise": {"seed": 1, "deleted": 0.1}}}, {"noise.seed": 2}],
+         {"guider": {}, "noise": {"seed": 2, "deleted": 0.1}}),
+        ([{"eval_mask": "mmrec"}, {"guider": False}, {"guider.eval_mask": "recbole"}],
+         {"guider": {}, "eval_mask": "recbole"}),
+        ([{"guider": {"noise": {"seed": 1}}}, {"guider": False}], {"guider": False, "noise": {"seed": 1}}),
+        # null takes nothing back
+        ([{"noise": {"seed": 1}, "eval_mask": "mmrec"}, {"noise": None, "eval_mask": None}],
+         {"noise": {"seed": 1}, "eval_mask": "mmrec"}),
+        ([{"noise": {"seed": 1}}, {"guider": {"noise": None, "eval_mask": None}}],
+         {"noise": {"seed": 1}, "guider": {}}),
+    ],
+)
+def test_the_guider_block_has_another_spelling_of_noise_and_mask(sources, expected):
+    untouched = copy.deepcopy(sources)
+    assert merge_all(sources) == expected
+    assert sources == untouched
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--guider=False", "--guider.dbpr.eta=0.2"], r"guider\.dbpr\.eta is set where guider is False"),
@@ -249,7 +282,7 @@ def test_a_guider_name_and_a_block_are_the_same_configuration():
 def test_switching_on_takes_all_defaults(block):
     expected = make(model="GUIDER_BPR")
     assert make(model="BPR", guider=block).final_config_dict == expected.final_config_dict
-    assert expected["guider"] == GuiderSettings().to_dict()
+    assert expected["guider"] == {**GuiderSettings().to_dict(), **NO_EXPERIMENT}
 
 
 @pytest.mark.parametrize(
@@ -290,6 +323,12 @@ def test_a_class_can_be_the_model():
         ({"guider": 1}, "guider is 1: give true, false or a block"),
         ({"model": "BPR", "eval_mask": "mmrecc"}, r"^eval_mask is 'mmrecc': it must be recbole or mmrec"),
         ({"model": "BPR", "noise": {"interactions": -1}}, r"^noise\.interactions is -1: it must be a number >= 0"),
+        (
+            {"guider": {"noise": {"features": {"image": 2}}}},
+            r"^noise\.features\.image is 2: it must be a number >= 0 and <= 1\.",
+        ),
+        ({"guider": {"eval_mask": "mmrecc"}}, r"^eval_mask is 'mmrecc': it must be recbole or mmrec"),
+        ({"noise": 3}, r"^noise is 3: it is a block of keys \(interactions, "),
         ({"device": "gpu"}, r"device is 'gpu': it must be auto, cpu, cuda or cuda:N"),
     ],
 )
@@ -448,6 +487,16 @@ def test_keys_that_nothing_reads_give_one_warning(tmp_path, caplog):
         "settings that nothing reads: lerning_rate (did you mean learning_rate?), something, "
         "valid_metirc (did you mean valid_metric?), mlp_hidden_size (a parameter of other models)"
     ]
+
+
+def test_the_first_of_several_processes_gives_the_warning(caplog):
+    for rank in (1, 0):
+        warn_once.cache_clear()
+        processes = {"local_rank": 0, "world_size": 2, "nproc": 1, "ip": "localhost", "port": 1, "offset": rank}
+        config = make("--use_gpu=False", something=1, **processes)
+        assert (config.process.rank, config["state"]) == (rank, "error" if rank else "INFO")
+        assert bool(caplog.records) is (rank == 0)
+    assert make("--use_gpu=False").process is None
 
 
 def test_a_parameter_of_other_models_is_one_that_nothing_reads_where_it_is_typed(caplog):
@@ -620,7 +669,7 @@ def gpus(monkeypatch):
     # set and deleted: what a test leaves in the variable is undone
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(config_module, "_shown_gpus", None)
+    monkeypatch.setattr(device, "_shown_gpus", None)
     return see
 
 
@@ -710,6 +759,9 @@ def test_contradictions_about_the_device_are_errors(arguments, message, gpus):
 def _one_of_two(rank: int, port: int, folder: str) -> None:
     processes = {"local_rank": rank, "world_size": 2, "nproc": 2, "ip": "localhost", "port": port, "offset": 0}
     config = make("--use_gpu=False", model="BPR", **processes)
+    assert not distributed.is_parallel(), "a configuration says which process it is for, and joins none"
+    distributed.join(config.process)
+    assert (distributed.rank(), distributed.world_size()) == (rank, 2)
     total = torch.tensor([rank + 1])
     torch.distributed.all_reduce(total)
     torch.distributed.destroy_process_group()
@@ -764,8 +816,7 @@ def test_the_defaults_of_every_model_pass_its_own_checks():
     names = {file.stem for folder in folders for file in folder.glob("*.yaml")}
     assert len(names) > 80
     for name in names:
-        defaults = {key: value for file in model_properties(name) for key, value in read_yaml(file).items()}
-        check_values(defaults, name)
+        check_values(model_defaults(name), name)
     check_values({"latent_size": None}, "MMGCN")
     check_values({"eval_step": -1, "stopping_step": 1e9}, "BPR")
 
@@ -800,8 +851,15 @@ def test_a_number_called_noise_is_a_parameter_of_somebodys_model():
     for settings, ours in (
         ({"noise": 0.1}, False), ({"denoising": True}, False),
         ({"noise": {"deleted": 0.1}}, True), ({"denoising": "x"}, True),
+        ({"guider": {"noise": {"deleted": 0.1}}}, True),
     ):
         assert is_our_run("BPR", "toy", None, settings) is ours
+
+
+def test_noise_in_a_block_that_is_switched_off_is_ours(tmp_path):
+    file = write(tmp_path / "a.yaml", "guider: {noise: {deleted: 0.1}}\n")
+    assert is_our_run("BPR", "toy", [file], {"guider": False})
+    assert not is_our_run("BPR", "toy", [write(tmp_path / "b.yaml", "guider: {teacher: BPR}\n")], {"guider": False})
 
 
 def test_what_a_backbone_has_by_default_is_not_its_teachers():

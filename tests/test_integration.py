@@ -101,6 +101,12 @@ def test_a_script_is_refused_where_a_name_does_not_say_what_to_train(toy: dict[s
         assert type(Config("BPR", "toy", config_dict={**toy, **off})) is Config
 
 
+def test_a_script_is_refused_in_several_processes(toy: dict[str, Any]) -> None:
+    processes = {"local_rank": 0, "world_size": 2, "nproc": 2, "ip": "localhost", "port": 1, "offset": 0}
+    with pytest.raises(GuiderError, match="FREEDOM would not train as in one process: start several with recbole-guid"):
+        Config("FREEDOM", "toy", config_dict={**toy, **processes})
+
+
 def test_a_script_of_recboles_functions(toy: dict[str, Any]) -> None:
     config = Config(model="GUIDER_FREEDOM", dataset="toy", config_dict={**toy, "guider": QUICK})
     assert type(config) is GuiderConfig

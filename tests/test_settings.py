@@ -101,10 +101,6 @@ def test_settings_cannot_change():
         ({"calibration": {"modalities": "image"}}, r"modalities is 'image': it must be all or a list of names\."),
         ({"calibration": {"modalities": ["image", 1]}}, r"modalities is \['image', 1\]: it must be all or a list"),
         ({"teacher_parameters": 3}, r"guider\.teacher_parameters is 3: it must be a block of keys\."),
-        (
-            {"noise": {"features": {"image": 2}}},
-            r"guider\.noise\.features\.image is 2: it must be a number >= 0 and <= 1\.",
-        ),
         ({"teacher": ""}, r"guider\.teacher is '': it must be a name\."),
         ("on", r"guider is 'on': give true, false or a block of keys"),
         (1, r"guider is 1: give true, false"),

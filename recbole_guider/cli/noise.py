@@ -38,13 +38,14 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _chosen_for_guider(dataset: str) -> dict[str, Any]:
-    """The guider block that the package has for a data set, but for what a copy has in it or says itself."""
+    """The guider block that the package has for a data set. Noise and mask, which a copy has in it or says itself, are
+    no part of the block once it is merged.
+    """
     from recbole_guider.config.merging import merge
     from recbole_guider.utils.yaml_files import read_yaml
 
     file = dataset_configs_dir() / f"{dataset}.yaml"
-    block = merge({}, read_yaml(file)).get("guider") if file.is_file() else None
-    return {key: value for key, value in (block or {}).items() if key not in ("noise", "eval_mask")}
+    return (merge({}, read_yaml(file)).get("guider") if file.is_file() else None) or {}
 
 
 COMMAND = Command(

@@ -7,6 +7,7 @@ import ast
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from logging import getLogger
 from typing import Any
 
@@ -19,6 +20,9 @@ from recbole_guider.utils.yaml_files import YamlLoader
 
 #: Keys whose mappings are merged key by key over all sources; RecBole replaces other mappings as a whole.
 BLOCKS = ("guider", "modalities", "noise", "denoising", "mirror_gradient")
+
+#: Settings of an experiment, for any model, that the guider block may hold as well: ``guider.noise`` is ``noise``.
+_EXPERIMENT = ("noise", "eval_mask")
 
 #: RecBole's keys whose values are lists of names.
 _LISTS = {
@@ -41,6 +45,9 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     and another method drops the parameters of the one before. Other values are replaced. A dotted key sets one
     entry of a mapping, and comes after the plain keys of the same ``update``.
 
+    ``guider.noise`` and ``guider.eval_mask`` are other spellings of ``noise`` and ``eval_mask``, which win over these
+    within ``update``. The result has them at the top level only; null leaves them as they are.
+
     Raises:
         GuiderError: a dotted key goes through a value that is no mapping, or stands beside ``False`` for its block.
     """
@@ -49,20 +56,35 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
         head, dot, _ = str(key).partition(".")
         if dot and head in BLOCKS:
             _require_block(head, update.get(head), key)
+    in_guider: dict[str, Any] = {}
     for key, value in _plain_keys_first(update):
         head, *path = key.split(".") if isinstance(key, str) else [key]
-        if head in BLOCKS:
+        if key in _EXPERIMENT and value is None:
+            merged.setdefault(key, None)
+        elif head in BLOCKS:
             if head == "guider" and isinstance(value, Mapping):
                 value = _expand(value)
             value, before = _nest(path, value), merged.get(head)
             if head == "denoising":
                 value, before = expanded(value), _of_same_method(before, expanded(value))
-            merged[head] = merge_block(before, value)
+            elif head == "guider" and isinstance(value, Mapping):
+                moved = {name: value[name] for name in _EXPERIMENT if name in value}
+                in_guider = _merge_block(in_guider, moved)
+                value = {name: part for name, part in value.items() if name not in moved}
+            merged[head] = _merge_block(before, value)
         elif path:
             merged[head] = _with_entry(merged.get(head), path, value, key)
         else:
             merged[key] = copy.deepcopy(value)
+    for key, value in in_guider.items():
+        if value is not None:
+            merged[key] = _merge_block(merged.get(key), value)
     return merged
+
+
+def merge_all(sources: Iterable[Mapping[str, Any]], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``base`` overridden by one source after another; see :func:`merge`."""
+    return reduce(merge, sources, dict(base or {}))
 
 
 def _require_block(head: str, value: Any, key: str) -> None:
@@ -100,11 +122,11 @@ def _expand(block: Mapping[Any, Any]) -> dict[Any, Any]:
     for key, value in _plain_keys_first(block):
         value = _expand(value) if isinstance(value, Mapping) else value
         head, *path = key.split(".") if isinstance(key, str) else [key]
-        expanded[head] = merge_block(expanded.get(head), _nest(path, value))
+        expanded[head] = _merge_block(expanded.get(head), _nest(path, value))
     return expanded
 
 
-def merge_block(old: Any, new: Any) -> Any:
+def _merge_block(old: Any, new: Any) -> Any:
     """What a value inside a block, or a block as a whole, is after a later source; mappings merge at every depth."""
     if new is True and isinstance(old, Mapping):
         return old
@@ -112,7 +134,7 @@ def merge_block(old: Any, new: Any) -> Any:
         return copy.deepcopy(new)
     merged = dict(old) if isinstance(old, Mapping) else {}
     for key, value in new.items():
-        merged[key] = merge_block(merged.get(key), value)
+        merged[key] = _merge_block(merged.get(key), value)
     return merged
 
 
@@ -124,6 +146,11 @@ def _with_entry(mapping: Any, path: Sequence[str], value: Any, key: str) -> dict
     first, *rest = path
     entries[first] = _with_entry(entries.get(first), rest, value, key) if rest else copy.deepcopy(value)
     return entries
+
+
+def parse_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with :func:`parse_value` of those that are strings."""
+    return {key: parse_value(key, value) if isinstance(value, str) else value for key, value in settings.items()}
 
 
 def parse_value(key: str, text: str) -> Any:

@@ -60,7 +60,8 @@ def _overall() -> str:
     return (
         f"# What recbole-guider adds to RecBole's own defaults (recbole/properties/overall.yaml, which all stay).\n"
         f"# {_MADE}\n{_lines(OverallSettings)}"
-        "# eval_mask and noise are keys of the guider block as well; both places hold for plain models too.\n"
+        "# guider.eval_mask and guider.noise are other spellings of eval_mask and noise.\n"
+        f"#\n# noise has these keys\n{_commented(NoiseSettings)}"
         f"#\n# mirror_gradient has these keys\n{_commented(MirrorGradientSettings)}"
     )
 
@@ -159,7 +160,7 @@ def _page() -> str:
         "\n## guider\n",
         *_table(GuiderSettings, "guider."),
         "\n## noise\n",
-        "At the top level, or in the guider block.\n",
+        "Of any run; `guider.noise` and `guider.eval_mask` are other spellings of `noise` and `eval_mask`.\n",
         *_table(NoiseSettings, "noise."),
         "\n## mirror_gradient\n",
         *_table(MirrorGradientSettings, "mirror_gradient."),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from recbole_guider.config.registry import PREFIX
+from recbole_guider.config.resolution import refuse_processes
 from recbole_guider.denoising.training import DenoisingTraining
 from recbole_guider.training.loop import Training
 from recbole_guider.training.parallel.requirements import require_exact
 from recbole_guider.training.trainer import GuiderTraining
 from recbole_guider.utils.distributed import is_parallel
-from recbole_guider.utils.errors import GuiderError
 
 
 def training_class(config: Any) -> type[Training]:
@@ -36,8 +36,5 @@ def training_by_name(name: str) -> type[Training]:
         GuiderError: this is one of several processes.
     """
     if is_parallel():
-        raise GuiderError(
-            f"RecBole's own functions seed every process differently, so {name} would not train as in one process: "
-            f"start several with recbole-guider run --nproc, or recbole_guider.quick_start.run."
-        )
+        refuse_processes(name)
     return GuiderTraining if name.startswith(PREFIX) else Training

@@ -21,18 +21,11 @@ from recbole_guider.config.settings import OverallSettings
 from recbole_guider.utils.atomic_io import require_folder
 from recbole_guider.utils.errors import GuiderError, did_you_mean, nearest, one_of
 from recbole_guider.utils.resources import properties_dir
-from recbole_guider.utils.settings import (
-    AllowedValues,
-    Count,
-    Natural,
-    NonNegative,
-    Positive,
-    Settings,
-    check_part,
-)
+from recbole_guider.utils.settings import AllowedValues, Count, Natural, NonNegative, Positive, Settings, check_part
 from recbole_guider.utils.yaml_files import read_yaml
 
-_RECBOLE = Path(recbole.__file__).resolve().parent
+#: RecBole's property files.
+_RECBOLES = Path(recbole.__file__).resolve().parent / "properties"
 
 # -- values -------------------------------------------------------------------------------------------------------
 
@@ -132,7 +125,7 @@ def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
     if isinstance(negatives, Mapping) and str(negatives.get("distribution", "uniform")).lower() == "none":
         del values["train_neg_sample_args"]  # RecBole's word for none at all
         negatives = None
-    declared = parameters_of(backbone_class(model)) if is_ours(model) else None  # RecBole's declare none
+    declared, defaults = (parameters_of(backbone_class(model)), {}) if is_ours(model) else (None, model_defaults(model))
     schemas: list[tuple[type[Settings], Iterable[str]]] = [
         (RecBoleSettings, RecBoleSettings.model_fields), (OverallSettings, _CHECKED_HERE)
     ]
@@ -140,8 +133,8 @@ def check_values(final: Mapping[str, Any], model: str, name: str = "") -> None:
         schemas.append((declared, declared.model_fields))
     for schema, keys in schemas:
         check_part(schema, {key: values[key] for key in keys if key in values}, name)
-    for key, default in _recboles_defaults(model).items():
-        # RecBole declares no types: what is a number by default has to be one
+    for key, default in (defaults or {}).items():
+        # RecBole's models declare no types: what is a number by default has to be one
         if key in values and isinstance(default, (int, float)) and not isinstance(default, bool):
             number = values[key]
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
@@ -234,21 +227,15 @@ def parameters_of(model_class: type) -> type[Settings] | None:
     return declared if isinstance(declared, type) and issubclass(declared, Settings) else None
 
 
-def model_properties(name: str) -> list[Path]:
-    """The files of a model's defaults, RecBole's and this package's, as far as they exist."""
-    files = (_RECBOLE / "properties" / "model" / f"{name}.yaml", properties_dir() / "model" / f"{name}.yaml")
-    return [file for file in files if file.is_file()]
+def model_defaults(name: str) -> dict[str, Any] | None:
+    """A model's defaults, RecBole's or this package's; None: it has no property file."""
+    files = (folder / "model" / f"{name}.yaml" for folder in (_RECBOLES, properties_dir()))
+    return next((read_yaml(file) for file in files if file.is_file()), None)
 
 
-def shared_properties() -> list[Path]:
-    """The files of the defaults that all models have, RecBole's and this package's."""
-    return [_RECBOLE / "properties" / "overall.yaml", properties_dir() / "overall.yaml"]
-
-
-def _recboles_defaults(model: str) -> dict[str, Any]:
-    """The parameters of a model of RecBole, from its property file."""
-    file = _RECBOLE / "properties" / "model" / f"{model}.yaml"
-    return read_yaml(file) if file.is_file() else {}
+def shared_defaults() -> dict[str, Any]:
+    """The defaults that all models have, RecBole's and this package's."""
+    return {**read_yaml(_RECBOLES / "overall.yaml"), **read_yaml(properties_dir() / "overall.yaml")}
 
 
 # -- names --------------------------------------------------------------------------------------------------------
@@ -324,7 +311,7 @@ def check_teacher_parameters(given: Mapping[str, Any], teacher: str, teacher_cla
     Raises:
         GuiderError: the message names the key, and what is allowed.
     """
-    known = {*_TEACHERS, *(key for file in model_properties(teacher) for key in read_yaml(file))}
+    known = {*_TEACHERS, *(model_defaults(teacher) or ())}
     of_model = _parameters(teacher_class)
     for key in given:
         if key not in known | _keys_in_properties() and of_model is not None and key not in of_model:
@@ -338,17 +325,17 @@ def check_teacher_parameters(given: Mapping[str, Any], teacher: str, teacher_cla
 @cache
 def _keys_in_properties() -> frozenset[str]:
     """The keys of every property file of RecBole and of this package."""
-    files = [*(_RECBOLE / "properties").rglob("*.yaml"), *properties_dir().rglob("*.yaml")]
+    files = [*_RECBOLES.rglob("*.yaml"), *properties_dir().rglob("*.yaml")]
     return frozenset(str(key) for file in files for key in read_yaml(file, unique_keys=False))
 
 
 @cache
 def _parameters_of_models() -> frozenset[str]:
     """The keys that only the property files of models have, and that only the models read which have them there."""
-    folders = (_RECBOLE / "properties" / "model", properties_dir() / "model")
+    folders = (_RECBOLES / "model", properties_dir() / "model")
     keys = {str(key) for folder in folders for file in folder.glob("*.yaml") for key in read_yaml(file)}
-    shared = {str(key) for file in shared_properties() for key in read_yaml(file)}
-    return frozenset(keys - shared - {"beta", "double_tower", "embedding_size", "loss_type", "reg_weight", "tau"})
+    shared = {*shared_defaults(), "beta", "double_tower", "embedding_size", "loss_type", "reg_weight", "tau"}
+    return frozenset(keys - shared)
 
 
 def _parameters(model_class: type) -> frozenset[str] | None:
@@ -356,9 +343,7 @@ def _parameters(model_class: type) -> frozenset[str] | None:
 
     What such a class inherits does not count: it may read more.
     """
-    declared = parameters_of(model_class)
-    files = model_properties(model_class.__name__)
-    if not files and "settings_class" not in vars(model_class):
+    declared, defaults = parameters_of(model_class), model_defaults(model_class.__name__)
+    if defaults is None and "settings_class" not in vars(model_class):
         return None
-    fields = () if declared is None else declared.model_fields
-    return frozenset([*fields, *(str(key) for file in files for key in read_yaml(file))])
+    return frozenset([*(() if declared is None else declared.model_fields), *(defaults or ())])

@@ -35,7 +35,6 @@ from recbole_guider.utils.arguments import files_argument
 from recbole_guider.utils.errors import GuiderError
 from recbole_guider.utils.interactions import pair_keys
 from recbole_guider.utils.recbole_errors import recboles_errors
-from recbole_guider.utils.settings import validated
 
 # RecBole's own: under these names it has functions that call the ones below
 create_dataset, data_preparation = inspect.unwrap(create_dataset), inspect.unwrap(data_preparation)
@@ -436,12 +435,12 @@ def _tell_repeated_pairs(train: Any, evaluated: Mapping[str, Any]) -> None:
 
 
 def noise_of(config: Any) -> NoiseSettings:
-    """The noise of a run: the top-level ``noise`` block, which a ``GuiderConfig`` fills from ``guider.noise`` as well.
+    """The noise of a run.
 
     Raises:
         GuiderError: an unknown key, or a value of the wrong type or out of range.
     """
-    return validated(NoiseSettings, config["noise"] or {}, "noise")
+    return NoiseSettings.from_block(config["noise"])
 
 
 def _disturb(datasets: list[GuiderDataset], noise: NoiseSettings) -> None:

@@ -1,19 +1,21 @@
-"""The settings of what an experiment does to its training data: ``guider.noise``, and ``noise`` for any model."""
+"""The settings of what an experiment does to its training data: ``noise``, for any model."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from recbole_guider.utils.settings import NonNegative, Settings, UnitInterval
+from recbole_guider.utils.errors import GuiderError
+from recbole_guider.utils.settings import NonNegative, Settings, UnitInterval, validated
 
 #: The keys of the noise block that say how much.
 AMOUNTS = ("interactions", "deleted", "features", "gaussian")
 
 
 class NoiseSettings(Settings):
-    """``guider.noise``, and ``noise`` for any model: what an experiment does to the training data."""
+    """``noise``, for any model: what an experiment does to the training data. ``guider.noise`` is another spelling."""
 
     interactions: NonNegative = Field(default=0.0, description="random pairs to add, as a share of the training pairs")
     users: Literal["activity", "uniform"] = Field(
@@ -41,3 +43,17 @@ class NoiseSettings(Settings):
         description="a file of training pairs that are known to be noise (recbole-guider noise writes one)",
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=2020, description="the seed of all of it")
+
+    @classmethod
+    def from_block(cls, block: Mapping[str, Any] | None) -> NoiseSettings:
+        """The settings that a configuration's ``noise`` stands for.
+
+        Args:
+            block: a mapping with any part of the keys; None for no noise.
+
+        Raises:
+            GuiderError: a key that does not exist, a value of another type or out of range.
+        """
+        if block is not None and not isinstance(block, Mapping):
+            raise GuiderError(f"noise is {block!r}: it is a block of keys ({', '.join(cls.model_fields)}).")
+        return validated(cls, block or {}, "noise")

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from recbole_guider.amsc import CalibrationSettings
-from recbole_guider.data.settings import NoiseSettings
 from recbole_guider.utils.settings import NonNegative, Positive, Settings, SwitchedSettings, UnitInterval
 
 #: What items that a user interacted with are when they are drawn as negatives.
@@ -128,11 +127,6 @@ class GuiderSettings(SwitchedSettings):
     )
     schedule: Literal["in_sync", "pretrained"] = Field(
         default="in_sync", description="in_sync: teacher and student in every epoch; pretrained: the teacher first"
-    )
-    noise: NoiseSettings = NoiseSettings()
-    eval_mask: Literal["recbole", "mmrec"] = Field(
-        default="recbole",
-        description="hidden at test. recbole: training and validation items; mmrec: training items only",
     )
 
     def to_dict(self) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def _configuration(configurator: ModuleType) -> None:
     def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
         # Without arguments it is copy or pickle that asks, and the object that they make is filled afterwards.
         if cls is Config and (args or kwargs):
-            from recbole_guider.config.guider_config import GuiderConfig, is_our_run
+            from recbole_guider.config.guider_config import GuiderConfig
+            from recbole_guider.integration.ours import is_our_run
 
             if is_our_run(*args, **kwargs):
                 config = object.__new__(GuiderConfig)
@@ -103,7 +104,7 @@ def run_recbole(
     saved: bool = True,
     queue: Any = None,
 ) -> Any:
-    from recbole_guider.config.guider_config import is_our_run
+    from recbole_guider.integration.ours import is_our_run
 
     if not is_our_run(model, dataset, config_file_list, config_dict):
         return _recboles(run_recbole)(model, dataset, config_file_list, config_dict, saved, queue)
@@ -113,7 +114,7 @@ def run_recbole(
 
 
 def objective_function(config_dict: Any = None, config_file_list: Any = None, saved: bool = True) -> Any:
-    from recbole_guider.config.guider_config import is_our_run
+    from recbole_guider.integration.ours import is_our_run
 
     if not is_our_run(config_file_list=config_file_list, config_dict=config_dict):
         return _recboles(objective_function)(config_dict, config_file_list, saved)
@@ -155,9 +156,10 @@ def _is_ours(config: Any) -> bool:
     if loaded is None or not isinstance(config, loaded.GuiderConfig):
         return False
     from recbole_guider.config.registry import is_ours
+    from recbole_guider.integration.ours import changes_data
 
     blocks = (config.guider_settings, config.denoising_settings, config["mirror_gradient"])
-    asked = any(block is not None for block in blocks) or loaded.changes_data(config.final_config_dict)
+    asked = any(block is not None for block in blocks) or changes_data(config.final_config_dict)
     return asked or is_ours(config["model"])
 
 

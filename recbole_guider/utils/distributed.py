@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,21 @@ T = TypeVar("T")
 #: process has ended is seen by what started it (launch.py), not by this.
 PATIENCE = timedelta(days=7)
 
+
+class Process(NamedTuple):
+    """Which one of several processes this is to become."""
+
+    #: ``gloo``, or ``nccl`` for tensors on CUDA devices (those in memory then go over gloo)
+    backend: str
+    #: its number, and that of all, over all machines
+    rank: int
+    world_size: int
+    #: ``tcp://host:port``, where process 0 waits; unused where :func:`use_store` named a place
+    address: str
+    #: where it computes
+    device: torch.device = torch.device("cpu")
+
+
 #: Where the processes meet, if launch.py started this one.
 _meeting_point: Any = None
 
@@ -35,20 +50,22 @@ def use_store(store: Any) -> None:
     _meeting_point = store
 
 
-def join(backend: str, rank: int, world_size: int, address: str) -> None:
-    """Become process ``rank`` of ``world_size``, unless this one belongs to a group already.
+def join(process: Process | None) -> None:
+    """Become one of several processes, unless this one belongs to a group already; None: it is the only one.
 
-    Args:
-        backend: ``gloo``, or ``nccl`` for tensors on CUDA devices (those in memory then go over gloo).
-        rank, world_size: over all machines.
-        address: ``tcp://host:port``, where process 0 waits; unused where :func:`use_store` named a place.
+    Whoever makes the configuration of a run joins next, with its ``process``: logger, data and model ask which one
+    this is.
     """
+    if process is None:
+        return
+    if process.device.type == "cuda":
+        torch.cuda.set_device(process.device)
     if dist.is_initialized():
         return
-    place = {"init_method": address} if _meeting_point is None else {"store": _meeting_point}
+    place = {"init_method": process.address} if _meeting_point is None else {"store": _meeting_point}
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if backend == "nccl" else backend,
-        rank=rank, world_size=world_size, timeout=PATIENCE, **place,
+        "cpu:gloo,cuda:nccl" if process.backend == "nccl" else process.backend,
+        rank=process.rank, world_size=process.world_size, timeout=PATIENCE, **place,
     )
 
 
