@@ -36,7 +36,8 @@ class InteractionIndex:
     def __init__(
         self, users: ArrayLike, items: ArrayLike, n_users: int, n_items: int, user_keys: IntArray | None = None
     ) -> None:
-        self.users, self.items = np.array(users, dtype=np.int64), np.array(items, dtype=np.int64)
+        # copies; np.array of a tensor would warn
+        self.users, self.items = (np.asarray(ids).astype(np.int64) for ids in (users, items))
         self.n_users, self.n_items = int(n_users), int(n_items)
         self._keys = pair_keys(self.users, self.items, self.n_items)
         if np.all(self._keys[1:] > self._keys[:-1]):
