@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import assert_padding_has_no_influence, built, losses_of_training, scores_and_loss, with_modalities
+from backbones import (
+    assert_padding_has_no_influence,
+    losses_of_training,
+    made,
+    prepared,
+    scores_and_loss,
+    with_modalities,
+)
 from other_device import other_device
 from recbole.data.interaction import Interaction
 
@@ -119,9 +126,23 @@ def backbones(accept: Callable[[Backbone], bool] = lambda backbone: True) -> pyt
     return pytest.mark.parametrize("name", [name for name, row in BACKBONES.items() if accept(row)])
 
 
-def of(name: str, toy: dict[str, Any], form: dict[str, Any], **changes: Any) -> tuple[Any, Any]:
-    """The backbone in its settings of the table, and its training loader."""
-    return built(name, toy, **{**BACKBONES[name].settings, **form, **changes})
+#: The data of a form, prepared once: what takes most of a test's time.
+_PREPARED: dict[str, tuple[Any, Any]] = {}
+
+
+def of(name: str, toy: dict[str, Any], form: dict[str, Any], **how: Any) -> tuple[Any, Any]:
+    """The backbone in its settings of the table, and its training loader; ``how``: as ``made`` takes it."""
+    return on_shared_data(name, {**toy, **BACKBONES[name].settings, **form}, **how)
+
+
+def on_shared_data(name: str, settings: dict[str, Any], **how: Any) -> tuple[Any, Any]:
+    """As ``built``: a new model, and a loader that begins anew; no test changes the data."""
+    key = repr((name, settings))
+    if key not in _PREPARED:
+        _PREPARED[key] = prepared(name, settings)
+    config, train = _PREPARED[key]
+    train.generator.manual_seed(config["seed"])
+    return made(config, train, **how), train
 
 
 def users_of(model: Any, users: torch.Tensor) -> torch.Tensor:
@@ -221,7 +242,7 @@ def test_training_lowers_the_loss(
     name: str, form: dict[str, Any], names: tuple[str, ...], toy: dict[str, Any]
 ) -> None:
     row = BACKBONES[name]
-    losses = losses_of_training(*built(name, with_modalities(toy, *names), **{**row.training, **form}))
+    losses = losses_of_training(*on_shared_data(name, {**with_modalities(toy, *names), **row.training, **form}))
     assert losses[-1] < losses[0] - max(0.2 * abs(losses[0]), row.falls)
 
 
@@ -275,7 +296,7 @@ def test_a_state_brings_back_scores_and_the_next_losses(name: str, form: dict[st
 def test_content_is_a_parameter_only_where_asked(name: str, toy: dict[str, Any]) -> None:
     may_train = "train_features" in get_model_class(name).settings_class.model_fields
     for choice in (False, True) if may_train else (False,):
-        model, train = of(name, toy, {}, **({"train_features": choice} if may_train else {}))
+        model, train = of(name, toy, {"train_features": choice} if may_train else {})
         rows = {key: value for key, value in model.named_parameters() if key.split(".")[0] == "content"}
         assert bool(rows) is choice
         assert any(key.split(".")[0] == "content" for key in model.state_dict()) is choice
