@@ -54,8 +54,9 @@ def made(config: Any, train: Any, *, device: torch.device | None = None, filled:
 
 
 def with_modalities(toy: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The toy settings with these modalities; ``again`` is the image a second time."""
-    known = {**toy["modalities"], "again": toy["modalities"]["image"]}
+    """The toy settings with these modalities; ``again``, ``type`` and ``keys`` are the image, ``a.b`` is the text."""
+    image, text = toy["modalities"]["image"], toy["modalities"]["text"]
+    known = {"image": image, "text": text, "again": image, "type": image, "a.b": text, "keys": image}
     return {**toy, "modalities": {name: known[name] for name in names}}
 
 
