@@ -15,36 +15,48 @@ from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset, prepare_data
 
 
-def built(
-    model: str, toy: dict[str, Any], *, device: torch.device | None = None, filled: int | None = None, **changes: Any
-) -> tuple[Any, Any]:
-    """A model on the toy data, and its training loader.
+def built(model: str, toy: dict[str, Any], **changes: Any) -> tuple[Any, Any]:
+    """A model on the toy data, and its training loader."""
+    config, train = prepared(model, {**toy, **changes})
+    return made(config, train), train
+
+
+def prepared(model: str, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The configuration of a model, and its training loader."""
+    config = GuiderConfig(model, "toy", config_dict=settings, command_line=[])
+    init_seed(config["seed"], True)
+    return config, prepare_data(config, build_dataset(config))[0]
+
+
+def made(config: Any, train: Any, *, device: torch.device | None = None, filled: int | None = None) -> Any:
+    """A model of its configuration and its training loader.
 
     Args:
-        model: its name.
-        toy: the settings.
-        device: where it is, as RecBole puts it there; the CPU if None.
+        config, train: of :func:`prepared`; as before afterwards.
+        device: where the model is, as RecBole puts it there; where the configuration says if None.
         filled: a seed of random rows in place of content that is missing.
-        changes: to the settings.
     """
-    config = GuiderConfig(model, "toy", config_dict={**toy, **changes}, command_line=[])
-    if device is not None:
-        config["device"] = device
-    init_seed(config["seed"], True)
-    train, _, _ = prepare_data(config, build_dataset(config))
+    features, where = train.dataset.item_features, config["device"]
+    given = dict(features)
     if filled is not None:
-        features, rng = train.dataset.item_features, np.random.default_rng(filled)
-        assert not all(part.present[1:].all() for part in features.values()), "the toy text lacks rows"
-        for name, part in features.items():
+        assert not all(part.present[1:].all() for part in given.values()), "the toy text lacks rows"
+        rng = np.random.default_rng(filled)
+        for name, part in given.items():
             rows = 7.0 * rng.normal(size=part.values.shape).astype(np.float32)
             features[name] = replace(part, values=np.where(part.present[:, None], part.values, rows))
+    config["device"] = where if device is None else device
     init_seed(config["seed"], True)
-    return config.model_class(config, train.dataset).to(config["device"]), train
+    try:
+        return config.model_class(config, train.dataset).to(config["device"])
+    finally:
+        features.update(given)
+        config["device"] = where
 
 
 def with_modalities(toy: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The toy settings with these modalities; ``again`` is the image a second time."""
-    known = {**toy["modalities"], "again": toy["modalities"]["image"]}
+    """The toy settings with these modalities; ``again``, ``type`` and ``keys`` are the image, ``a.b`` is the text."""
+    image, text = toy["modalities"]["image"], toy["modalities"]["text"]
+    known = {"image": image, "text": text, "again": image, "type": image, "a.b": text, "keys": image}
     return {**toy, "modalities": {name: known[name] for name in names}}
 
 
