@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     weights = {
         name: value.numpy().copy() for name, value in trainer.model.state_dict().items() if torch.is_tensor(value)
     }
+    teacher = getattr(trainer, "teacher_steps", None) or SimpleNamespace(shared_losses=[])
     own = (curve, best_result, result, trainer.saved_model_file, getattr(trainer, "calibration_summary", None))
     return {
         "curve": [loss if isinstance(loss, tuple) else (loss,) for loss in curve],
@@ -55,8 +57,8 @@ def _train(process: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
         "result": result,
         "weights": weights,
         "dealt": {
-            loss.name: loss.is_dealt for steps in (trainer.steps, getattr(trainer, "teacher_steps", None)) if steps
-            for loss in steps.shared_losses
+            **{loss.name: loss.is_dealt for loss in trainer.steps.shared_losses},
+            **{f"teacher: {loss.name}": loss.is_dealt for loss in teacher.shared_losses},
         },
         "the same in all": all(other == own for other in distributed.gather(own)),
     }

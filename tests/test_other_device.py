@@ -104,7 +104,7 @@ def trained(model: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatc
     with other_device(monkeypatch) if elsewhere else nullcontext(config["device"]) as device:
         config["device"] = device
         trainer, train, valid, test = prepare_run(config)
-        for optimizer in [each for each in vars(trainer).values() if isinstance(each, torch.optim.Optimizer)]:
+        for optimizer in trainer.optimizers().values():
             for group in optimizer.param_groups:
                 group["fused"] = group["foreach"] = False  # kernels that the other device lacks
         trainer.fit(train, valid, saved=False)

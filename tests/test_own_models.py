@@ -63,7 +63,7 @@ class OwnPairs(GeneralRecommender):
 
 
 def test_the_page_runs() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    block, driven = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names: dict[str, Any] = {"__name__": "page"}
     # a calibration of ml-100k as it comes takes a minute and a half, and is tested elsewhere
     quick = '"teacher": "LightGCN", "calibration": {"learned": False, "nearest": False}'
@@ -73,6 +73,10 @@ def test_the_page_runs() -> None:
     assert names["result"]["model_file"] and isinstance(names["model"], Guider)
     assert names["model"].backbone is names["MyModel"]
     assert len(re.search(r"class MyModel.*?weight\)\n", block, re.DOTALL)[0].splitlines()) <= 10
+    quick = '"epochs": 2, "guider": {"calibration": {"learned": False, "nearest": False}}'
+    assert '"epochs": 2' in driven
+    exec(compile(driven.replace('"epochs": 2', quick), str(PAGE), "exec"), names)  # as above
+    assert names["evaluation"].is_last
 
 
 @pytest.mark.parametrize("model", [Own, OwnPairs])

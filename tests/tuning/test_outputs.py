@@ -15,7 +15,6 @@ from recbole_guider import load_data_and_model, run_recbole_guider
 from recbole_guider.config.guider_config import GuiderConfig
 from recbole_guider.data.dataset import build_dataset
 from recbole_guider.quick_start import prepare_run
-from recbole_guider.training.checkpoint import held_optimizers
 from recbole_guider.tuning.definition import SweepDefinition
 from recbole_guider.tuning.importance import setting_importance
 from recbole_guider.tuning.journal import Journal, winner
@@ -180,7 +179,7 @@ def test_replay_stops_and_changes_settings_where_it_says(model: str, toy: dict[s
     assert replayed["best_valid_result"] == second.best_valid_result
     assert replayed["test_result"] == second.evaluate(test)
     # the new learning rate holds, for the teacher too
-    assert {group["lr"] for held in held_optimizers(second).values() for group in held.param_groups} == {0.05}
+    assert {group["lr"] for held in second.optimizers().values() for group in held.param_groups} == {0.05}
     plain = run_recbole_guider(model, "toy", config_dict={**toy, "learning_rate": 0.001})
     assert replayed["best_valid_score"] != plain["best_valid_score"]
     assert load_data_and_model(replayed["model_file"])[1] is not None
