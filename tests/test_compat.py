@@ -250,6 +250,7 @@ def test_importing_the_package_does_not_import_recbole():
     _run(code)
 
 
+@pytest.mark.slow
 def test_graph_models_are_made_without_a_warning_of_torch(toy: dict) -> None:
     """Also where torch has removed the constructor that it warns of."""
     program = f"""

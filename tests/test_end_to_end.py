@@ -215,6 +215,7 @@ def test_objective_function_reports_validation(toy: dict[str, Any]) -> None:
     assert result["best_valid_score"] == result["best_valid_result"]["recall@5"]
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_process_keep_their_logs_apart(toy: dict[str, Any]) -> None:
     # in a process of its own: pytest's handlers on the root logger would keep RecBole from adding any
     program = f"""

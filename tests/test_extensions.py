@@ -108,6 +108,7 @@ def test_a_checkpoint_imports_nothing(mine: Any, toy: dict[str, Any], tmp_path: 
     assert not marked.exists()
 
 
+@pytest.mark.slow
 def test_a_benchmark_gives_it_to_its_processes(mine: Any, toy: dict[str, Any], tmp_path: Path) -> None:
     file, method, model = mine
     property_file(toy, tmp_path)

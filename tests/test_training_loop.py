@@ -80,6 +80,7 @@ def test_who_asks_for_no_more_leaves_a_run_to_continue(model: str, toy: dict[str
 
 
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.slow
 def test_two_trainings_in_turns_are_each_as_if_alone(model: str, toy: dict[str, Any]) -> None:
     expected = []
     for seed in (1, 2):
